@@ -1,0 +1,79 @@
+package workflow
+
+import (
+	"errors"
+
+	"github.com/google/uuid"
+)
+
+// Delivery is one message as it reached the consumer, decoded, with what the
+// store must know to give it its effect exactly once.
+type Delivery struct {
+	// MessageID is the publisher's AMQP message-id; empty for REANA's
+	// messages, which carry none.
+	MessageID string
+	// Digest of the body. It recognises a redelivered message that has no id.
+	Digest uuid.UUID
+	// Redelivered is the broker's word that it may have delivered this before.
+	Redelivered bool
+	// Exactly one of Status and Submission is set.
+	Status     *StatusMessage
+	Submission *Submission
+}
+
+// WorkflowID is the run that d speaks of.
+func (d *Delivery) WorkflowID() uuid.UUID {
+	if d.Status != nil {
+		return d.Status.WorkflowID
+	}
+	return d.Submission.ID()
+}
+
+// Outcome is what became of a delivery. Every delivery ends as exactly one of
+// them, and the ledger counts which.
+type Outcome int8
+
+const (
+	// Applied: the message changed what is known of the run.
+	Applied Outcome = iota + 1
+	// Duplicate: the message had been applied before, by its id or, for a
+	// redelivery without one, by its digest. It changed nothing.
+	Duplicate
+	// Stale: the message is valid and said nothing that was not known or
+	// superseded already. It changed nothing.
+	Stale
+	// Dead: the message lies in the dead-letter queue.
+	Dead
+	// Unknown: the run is not known and the store was told to accept only
+	// known ones. Nothing was written or counted; the consumer dead-letters it.
+	Unknown
+)
+
+// String returns the word for o, such as "applied".
+func (o Outcome) String() string {
+	switch o {
+	case Applied:
+		return "applied"
+	case Duplicate:
+		return "duplicate"
+	case Stale:
+		return "stale"
+	case Dead:
+		return "dead"
+	case Unknown:
+		return "unknown"
+	default:
+		return "none"
+	}
+}
+
+var (
+	// ErrNotFound says that no such workflow, job or message is known.
+	ErrNotFound = errors.New("not found")
+	// ErrAmbiguous says that a name or a shortened id fits more than one workflow.
+	ErrAmbiguous = errors.New("ambiguous")
+	// ErrRejected says that the data of a message cannot be stored, now or
+	// later: trying again will not help. The consumer looks for the one
+	// message to blame and dead-letters it.
+	ErrRejected = errors.New("rejected by the database")
+)

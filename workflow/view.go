@@ -1,0 +1,135 @@
+package workflow
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// Summary is one workflow as people and programs read it. It is what a list
+// shows in a row, and what is told of a run first.
+type Summary struct {
+	ID uuid.UUID
+	// Name and Owner come from the submission; empty until it arrives.
+	Name, Owner string
+	// RunNumber counts the runs of one owner and name, from 1 in the order in
+	// which they were registered; 0 while the run has no name.
+	RunNumber int
+	Engine    string
+	Labels    map[string]string
+	Priority  int
+	Attempt   int
+	Status    Status
+	Counts    Counts
+	// CreatedAt is when the run was first heard of, by the database's clock.
+	CreatedAt time.Time
+	// SubmittedAt, StartedAt and FinishedAt are event times of this attempt;
+	// zero if there was no such event.
+	SubmittedAt, StartedAt, FinishedAt time.Time
+	// DeletedAt is when the run was deleted, zero if it was not.
+	DeletedAt time.Time
+	// LastEventAt is the latest event time of any message about the run.
+	LastEventAt time.Time
+	// UpdatedAt is when its row last changed, by the database's clock.
+	UpdatedAt time.Time
+	// Revision grows by one with every change of the row. A reader that holds
+	// a higher one has the newer picture.
+	Revision int64
+}
+
+// Duration is how long this attempt has run: to its end, or until now. It is
+// zero for a run that has not started.
+func (s *Summary) Duration(now time.Time) time.Duration {
+	if s.StartedAt.IsZero() {
+		return 0
+	}
+	if !s.FinishedAt.IsZero() {
+		return s.FinishedAt.Sub(s.StartedAt)
+	}
+	return max(now.Sub(s.StartedAt), 0)
+}
+
+// Details is what is known of a workflow beyond its summary.
+type Details struct {
+	Summary
+	// Parameters and Specification are the submission's JSON, nil if none.
+	Parameters, Specification json.RawMessage
+	// EngineSpecific is the latest such document of this attempt.
+	EngineSpecific json.RawMessage
+	MinJobMemory   float64
+	RetryCount     int
+}
+
+// Filter chooses workflows. Zero fields choose all.
+type Filter struct {
+	// Statuses to choose from; empty means all but deleted.
+	Statuses []Status
+	Owner    string
+	Engine   string
+	// Name chooses by name; a trailing "*" makes it a prefix.
+	Name string
+	// Labels must all be there.
+	Labels map[string]string
+	// Since and Until bound CreatedAt: Since <= CreatedAt < Until.
+	Since, Until time.Time
+	// Limit is the number of rows of a page. 0 means 50; the most is 1000.
+	Limit int
+	// Cursor continues after an earlier page; see [Page].
+	Cursor string
+}
+
+// Page is one page of a list.
+type Page[T any] struct {
+	Items []T
+	// Next is the cursor of the page that follows, empty on the last.
+	Next string
+	// AsOf is when the database answered: how fresh the page is.
+	AsOf time.Time
+}
+
+// JobFilter chooses jobs of a workflow. Zero fields choose all.
+type JobFilter struct {
+	Statuses []JobStatus
+	// Limit is the number of rows of a page. 0 means 100; the most is 10000.
+	Limit  int
+	Cursor string
+}
+
+// LogFilter chooses log chunks of a workflow, which come in the order of
+// event time, then of arrival.
+type LogFilter struct {
+	// JobID chooses the log of one job; AllJobs those of the run and of all
+	// jobs. With neither it is the log of the run alone.
+	JobID   string
+	AllJobs bool
+	// Tail chooses the last chunks only, at most this many, on one page. 0 means all.
+	Tail int
+	// Limit is the number of chunks of a page. 0 means 1000; the most is 10000.
+	Limit  int
+	Cursor string
+}
+
+// LogEntry is a log chunk as it is stored.
+type LogEntry struct {
+	LogChunk
+	// Seq is unique and grows in the order of arrival.
+	Seq int64
+}
+
+// HistoryEntry is a status change as it is stored.
+type HistoryEntry struct {
+	StatusChange
+	// RecordedAt is when the database learned of it.
+	RecordedAt time.Time
+	// Superseded tells that the claim had no effect on the run: a lower status
+	// than one claimed for an earlier time, or a second end.
+	Superseded bool
+}
+
+// LedgerEntry counts what became of the deliveries of one queue.
+// Received = Applied + Duplicate + Stale + Dead holds at every moment.
+type LedgerEntry struct {
+	Queue                                     string
+	Received, Applied, Duplicate, Stale, Dead int64
+}
