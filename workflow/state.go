@@ -134,17 +134,17 @@ func (s *State) claimStatus(attempt int, status Status, at time.Time) (changed b
 		r.restart(attempt)
 		changed = true
 	}
-	switch {
-	case attempt == r.Attempt || status == StatusDeleted:
-		if earliest(&r.StatusAt[status], at) {
-			changed = true
-			s.remember(StatusChange{attempt, status, at})
-		}
-	default:
-		// A late word on an attempt that is over: the run cannot tell whether
-		// it is news, so the history decides (it keeps the earliest).
+	news := false
+	if attempt == r.Attempt || status == StatusDeleted {
+		news = earliest(&r.StatusAt[status], at)
+	}
+	// Of an attempt that is over, and of a deletion, which the run keeps
+	// through all attempts, the run cannot tell whether a claim is the earliest:
+	// there the history itself decides.
+	if news || attempt < r.Attempt || status == StatusDeleted {
 		s.remember(StatusChange{attempt, status, at})
 	}
+	changed = changed || news
 	s.RunChanged = s.RunChanged || changed
 	return changed
 }

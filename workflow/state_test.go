@@ -2,7 +2,9 @@ package workflow_test
 
 import (
 	"encoding/json"
+	"flag"
 	"fmt"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -21,6 +23,17 @@ var (
 )
 
 func at(second int) time.Time { return noon.Add(time.Duration(second) * time.Second) }
+
+// A hundred cases, rapid's default, miss what needs three messages to agree.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if f := flag.Lookup("rapid.checks"); f.Value.String() == f.DefValue {
+		if err := f.Value.Set("3000"); err != nil {
+			panic(err)
+		}
+	}
+	os.Exit(m.Run())
+}
 
 // database keeps states as the store does: a batch loads the run and only the
 // jobs its messages mention, and writes back what the fold says changed.
