@@ -1,0 +1,786 @@
+package engines
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/google/uuid"
+
+	"waymark/workflow"
+)
+
+// Bounds of one message and of what waits for the broker. They keep a message
+// far below what consumers accept, and a run of any length in little memory.
+const (
+	maxMessageJobs  = 1000    // job details of one message
+	maxMessageText  = 1 << 20 // bytes of text of one message
+	maxSnapshotJobs = 50_000  // job ids of the terminal message; beyond, the deltas have said it all
+	maxJobLog       = 2 * TailSize
+	maxRunLog       = 4 * TailSize
+	maxPendingText  = 16 << 20 // bytes of logs that wait for the broker
+)
+
+// Config says what a Reporter reports, and how.
+type Config struct {
+	// Attempt counts explicit restarts of the run. Default 1.
+	Attempt int
+	// Engine names the engine, such as "serial". Required.
+	Engine string
+	// FinalTimeout is how long Finish tries to deliver the end of the run.
+	// Default 30 s.
+	FinalTimeout time.Duration
+	// Interval is the least time between the beginnings of two progress
+	// messages; what happens in between travels together. A failed job does
+	// not wait for it. Default 100 ms; negative means none.
+	Interval time.Duration
+	// Logger hears of trouble with the broker, each kind once. Default: none.
+	Logger *slog.Logger
+	// Publisher takes the messages. Default: none, and nothing is reported.
+	Publisher Publisher
+	// WorkflowID names the run. Required.
+	WorkflowID uuid.UUID
+}
+
+// Report says what became of the messages of a run.
+// Published = Confirmed + Unsent.
+type Report struct {
+	// Published counts the messages that were handed to the publisher, the
+	// submission included, each once however often it was tried.
+	Published int
+	// Confirmed counts those that are safe at the broker.
+	Confirmed int
+	// Unsent counts those that were never confirmed. Some of them may have
+	// reached the broker all the same.
+	Unsent int
+	// Coalesced counts changes of jobs that were not told one by one, because
+	// a later change of the same job overtook them on the way. Nothing is lost by it.
+	Coalesced int
+	// Dropped counts pieces of detail (logs, details of jobs) that were left
+	// out for want of memory, or of time at the end.
+	Dropped int
+	// Terminal is the message that says how the run ended, if it is among the
+	// unsent: nobody knows the end of this run unless it is published later.
+	Terminal *workflow.StatusMessage
+	// Err is why the last message that was not confirmed was not; nil if all were.
+	Err error
+}
+
+// A Reporter tells a run's story to a Publisher. Its methods may be called
+// from several goroutines, return at once, and do nothing after Finish has
+// been called.
+//
+//	r := engines.NewReporter(ctx, engines.Config{…})
+//	r.Submit(&workflow.Submission{…})
+//	r.Total(3)
+//	r.Begin()
+//	r.Job(workflow.JobReport{ID: id, Status: workflow.JobRunning, …})
+//	r.Job(workflow.JobReport{ID: id, Status: workflow.JobFinished, …})
+//	report := r.Finish(ctx, workflow.StatusFinished, "")
+type Reporter struct {
+	cfg       Config
+	wake      chan struct{} // holds a token while there is something to send
+	finishing chan struct{} // closed by Finish
+	done      chan struct{} // closed when the goroutine has ended
+
+	last time.Time // when the goroutine began the last progress message
+
+	mu         sync.Mutex
+	began      bool // Begin was called
+	announced  bool // the broker knows that the run began
+	clock      time.Time
+	submission *workflow.Submission // not confirmed yet
+	submitting bool                 // it has been handed to the publisher
+	total      int
+	specific   json.RawMessage
+	news       news // of the run as a whole
+	jobs       map[string]*job
+	order      []*job // all jobs, in the order in which they were heard of
+	pending    []*job // those with something unsent, oldest first
+	text       int    // bytes of logs in pending
+	urgent     bool
+	final      *ending
+	report     Report
+	again      bool // the next status message repeats one that was not confirmed
+	logged     map[string]bool
+}
+
+// news is what is unsent about the run itself.
+type news struct {
+	any      bool
+	total    bool
+	specific bool
+	logs     string
+	at       time.Time // of the latest thing to be told
+}
+
+// job is what a Reporter remembers of a job: enough for the last snapshot.
+type job struct {
+	id      string
+	attempt int
+	status  workflow.JobStatus
+	cached  bool
+	unsent  *workflow.JobReport
+}
+
+type ending struct {
+	status workflow.Status
+	logs   string
+	at     time.Time
+	// details is when what is not the end itself must be through, deadline
+	// when everything must.
+	details, deadline context.Context
+}
+
+// NewReporter starts a Reporter. Only Finish ends it: the end of ctx does not,
+// because a run that is stopped has an end to report. It panics if the
+// configuration lacks what is required.
+func NewReporter(ctx context.Context, cfg Config) *Reporter {
+	if cfg.Engine == "" || cfg.WorkflowID == uuid.Nil {
+		panic("engines: a Reporter needs an engine and a workflow id")
+	}
+	cfg.Attempt = max(cfg.Attempt, 1)
+	if cfg.FinalTimeout <= 0 {
+		cfg.FinalTimeout = 30 * time.Second
+	}
+	if cfg.Interval == 0 {
+		cfg.Interval = 100 * time.Millisecond
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	r := &Reporter{
+		cfg:       cfg,
+		wake:      make(chan struct{}, 1),
+		finishing: make(chan struct{}),
+		done:      make(chan struct{}),
+		jobs:      make(map[string]*job),
+		logged:    make(map[string]bool),
+	}
+	if cfg.Publisher == nil {
+		close(r.done)
+	} else {
+		go r.run(context.WithoutCancel(ctx))
+	}
+	return r
+}
+
+// Submit registers the run. It is published before everything else; s must
+// not change afterwards. A zero EventTime becomes the present, a zero Attempt
+// the run's.
+func (r *Reporter) Submit(s *workflow.Submission) {
+	r.change(false, func(at time.Time) {
+		submission := *s
+		if submission.EventTime.IsZero() {
+			submission.EventTime = at
+		}
+		if submission.Attempt == 0 {
+			submission.Attempt = r.cfg.Attempt
+		}
+		r.submission = &submission
+	})
+}
+
+// Begin says that the engine runs. No status is published before: set what is
+// known from the start (Total, EngineSpecific, Log), then begin.
+func (r *Reporter) Begin() {
+	r.change(false, func(at time.Time) {
+		r.began = true
+		r.news.any, r.news.at = true, at
+	})
+}
+
+// Total announces how many jobs the run has, or has by now.
+func (r *Reporter) Total(n int) {
+	r.change(false, func(at time.Time) {
+		if n != r.total {
+			r.total = n
+			r.news.any, r.news.total, r.news.at = true, true, at
+		}
+	})
+}
+
+// EngineSpecific publishes a JSON document for people who know the engine, by
+// convention an object whose "dag" has the keys "edges" and "nodes". It
+// replaces an earlier one.
+func (r *Reporter) EngineSpecific(doc json.RawMessage) {
+	r.change(false, func(at time.Time) {
+		r.specific = doc
+		r.news.any, r.news.specific, r.news.at = true, true, at
+	})
+}
+
+// Log appends text to the log of the run. Of more than 256 KiB that wait to
+// be published the beginning is left out.
+func (r *Reporter) Log(text string) {
+	r.change(false, func(at time.Time) {
+		logs := r.news.logs + Text(text)
+		if len(logs) > maxRunLog {
+			logs = shorten(logs, maxRunLog)
+			r.report.Dropped++
+		}
+		r.news.any, r.news.logs, r.news.at = true, logs, at
+	})
+}
+
+// Job says what is new of one job: its ID and status, and any details that are
+// known now. Logs are appended to those reported before. Within one attempt of
+// a job an end stands: later calls may only add details to it. Report a failed
+// job only when the engine will not try it again.
+func (r *Reporter) Job(news workflow.JobReport) {
+	news.Name, news.Path, news.Command = Text(news.Name), Text(news.Path), Text(news.Command)
+	news.Logs, news.Diagnostics = Text(news.Logs), Text(news.Diagnostics)
+	news.Attempt = max(news.Attempt, 1)
+	r.change(news.Status == workflow.JobFailed, func(at time.Time) {
+		j, known := r.jobs[news.ID]
+		if !known {
+			j = &job{id: news.ID}
+			r.jobs[news.ID] = j
+			r.order = append(r.order, j)
+		}
+		switch {
+		case news.Attempt < j.attempt:
+			return // superseded
+		case news.Attempt > j.attempt:
+			j.attempt, j.status, j.cached = news.Attempt, news.Status, news.Cached
+		case !j.status.Terminal():
+			j.status, j.cached = max(j.status, news.Status), news.Cached
+		}
+		news.Status, news.Cached = j.status, j.cached
+		if j.unsent == nil {
+			j.unsent = &workflow.JobReport{}
+			r.pending = append(r.pending, j)
+		} else {
+			r.report.Coalesced++
+		}
+		r.text -= len(j.unsent.Logs)
+		*j.unsent = join(*j.unsent, news)
+		r.text += len(j.unsent.Logs)
+		r.news.at = at
+		r.shed()
+	})
+}
+
+// shed drops the oldest logs that wait, until those left are within bounds.
+func (r *Reporter) shed() {
+	if r.text <= maxPendingText {
+		return
+	}
+	for _, j := range r.pending {
+		if j.unsent.Logs == "" {
+			continue
+		}
+		r.text -= len(j.unsent.Logs)
+		j.unsent.Logs = ""
+		r.report.Dropped++
+		if r.text <= maxPendingText/2 { // make room at once, not for each job anew
+			return
+		}
+	}
+}
+
+// change applies one change of what is to be told, and wakes the goroutine.
+func (r *Reporter) change(urgent bool, apply func(at time.Time)) {
+	if r.cfg.Publisher == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.final != nil {
+		return
+	}
+	apply(r.now())
+	r.urgent = r.urgent || urgent
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// now is the present in UTC, in microseconds, and never earlier than before:
+// the event times of one run keep their order when the clock is set back.
+func (r *Reporter) now() time.Time {
+	if now := time.Now().UTC().Truncate(time.Microsecond); now.After(r.clock) {
+		r.clock = now
+	}
+	return r.clock
+}
+
+// Finish says how the run ended, a terminal status, with text for its log, and
+// waits until the broker has it, FinalTimeout is over or ctx ends. The report
+// says which. Half of the time is for what else is unsent; then that is left
+// behind, so that the end is told even if nothing else can be.
+//
+// Finish returns in time even if the publisher never does; its goroutine then
+// ends when the publisher returns.
+func (r *Reporter) Finish(ctx context.Context, status workflow.Status, logs string) Report {
+	if r.cfg.Publisher == nil {
+		return Report{}
+	}
+	details, cancelDetails := context.WithTimeout(ctx, r.cfg.FinalTimeout/2)
+	defer cancelDetails()
+	deadline, cancelDeadline := context.WithTimeout(ctx, r.cfg.FinalTimeout)
+	defer cancelDeadline()
+
+	r.mu.Lock()
+	if r.final == nil {
+		r.final = &ending{status: status, logs: Text(logs), at: r.now(), details: details, deadline: deadline}
+		close(r.finishing)
+	}
+	r.mu.Unlock()
+
+	select {
+	case <-r.done:
+	case <-deadline.Done():
+		// A publisher that honours its context is back at once.
+		patience := time.NewTimer(time.Second)
+		defer patience.Stop()
+		select {
+		case <-r.done:
+		case <-patience.C:
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	report := r.report
+	report.Unsent = report.Published - report.Confirmed
+	select {
+	case <-r.done:
+	default: // the publisher hangs, and so the end was not even tried
+		if report.Terminal == nil {
+			report.Terminal, _ = r.terminal(true)
+			report.Published++
+			report.Unsent++
+		}
+		report.Err = fmt.Errorf("the publisher did not return in %v", r.cfg.FinalTimeout)
+	}
+	return report
+}
+
+// run is the goroutine that publishes.
+func (r *Reporter) run(ctx context.Context) {
+	defer close(r.done)
+	sending, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// What is being sent when Finish is called may go on until the details'
+	// time is over, and no longer.
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		select {
+		case <-r.finishing:
+		case <-stop:
+			return
+		}
+		select {
+		case <-r.final.details.Done():
+			cancel()
+		case <-stop:
+		}
+	}()
+
+	r.runProgress(sending)
+	r.runEnd()
+}
+
+// runProgress publishes what there is until Finish is called.
+func (r *Reporter) runProgress(ctx context.Context) {
+	retry := newBackOff()
+	for {
+		select {
+		case <-r.wake:
+		case <-r.finishing:
+			return
+		}
+		for more := true; more; {
+			if !r.pace() {
+				return
+			}
+			var err error
+			more, err = r.sendNext(ctx)
+			if err == nil {
+				retry.Reset()
+				continue
+			}
+			if !r.rest(retry.NextBackOff()) {
+				return
+			}
+			more = true
+		}
+	}
+}
+
+// pace waits until the next message may begin. It is false if Finish was called.
+func (r *Reporter) pace() bool {
+	for {
+		r.mu.Lock()
+		urgent := r.urgent
+		r.mu.Unlock()
+		wait := r.cfg.Interval - time.Since(r.last)
+		if urgent || wait <= 0 {
+			select {
+			case <-r.finishing:
+				return false
+			default:
+				return true
+			}
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-r.wake: // perhaps something urgent
+		case <-r.finishing:
+			timer.Stop()
+			return false
+		}
+		timer.Stop()
+	}
+}
+
+// rest waits for d after an error. It is false if Finish was called.
+func (r *Reporter) rest(d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-r.finishing:
+		return false
+	}
+}
+
+// runEnd publishes what is left, then the end, then a submission that the
+// broker would not take before.
+func (r *Reporter) runEnd() {
+	retry := newBackOff()
+	for more := true; more && !r.fitsTerminal() && r.final.details.Err() == nil; {
+		var err error
+		if more, err = r.sendNext(r.final.details); err != nil {
+			pause(r.final.details, retry.NextBackOff())
+		}
+	}
+
+	retry.Reset()
+	message, carried := r.takeTerminal()
+	for try := 1; ; try++ {
+		err := r.cfg.Publisher.Status(r.final.deadline, message)
+		if err == nil {
+			r.confirmed()
+			r.mu.Lock()
+			r.report.Terminal, r.report.Err = nil, nil
+			r.mu.Unlock()
+			break
+		}
+		r.failed(err)
+		if r.final.deadline.Err() != nil {
+			break
+		}
+		// If it is the details that are refused, the end must not fail with them.
+		if try == 2 && carried > 0 {
+			message, carried = r.bareTerminal(carried)
+		}
+		pause(r.final.deadline, retry.NextBackOff())
+	}
+
+	r.mu.Lock()
+	submission := r.submission
+	r.mu.Unlock()
+	for submission != nil && r.final.deadline.Err() == nil {
+		if err := r.sendSubmission(r.final.deadline, submission); err == nil {
+			return
+		}
+		pause(r.final.deadline, retry.NextBackOff())
+	}
+}
+
+func newBackOff() *backoff.ExponentialBackOff {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval, b.MaxInterval = 100*time.Millisecond, 5*time.Second
+	b.Reset()
+	return b
+}
+
+// pause waits for d or until ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// sendNext publishes the oldest of what is unsent, and reports whether there
+// was any and may be more.
+func (r *Reporter) sendNext(ctx context.Context) (more bool, err error) {
+	r.mu.Lock()
+	submission := r.submission
+	r.mu.Unlock()
+	if submission != nil {
+		return true, r.sendSubmission(ctx, submission)
+	}
+
+	message, batch, ok := r.take()
+	if !ok {
+		return false, nil
+	}
+	r.last = time.Now()
+	if err := r.cfg.Publisher.Status(ctx, message); err != nil {
+		r.restore(message, batch)
+		r.failed(err)
+		return true, err
+	}
+	r.confirmed()
+	return true, nil
+}
+
+func (r *Reporter) sendSubmission(ctx context.Context, s *workflow.Submission) error {
+	r.mu.Lock()
+	if !r.submitting {
+		r.submitting = true
+		r.report.Published++
+	}
+	r.mu.Unlock()
+	if err := r.cfg.Publisher.Submission(ctx, s); err != nil {
+		r.failed(err)
+		return err
+	}
+	r.mu.Lock()
+	r.submission = nil
+	r.report.Confirmed++
+	r.mu.Unlock()
+	return nil
+}
+
+func (r *Reporter) confirmed() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.report.Confirmed++
+	r.again, r.announced = false, true
+}
+
+// failed remembers err, and logs each kind of it once.
+func (r *Reporter) failed(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.report.Err = err
+	if text := err.Error(); !r.logged[text] && len(r.logged) < 100 {
+		r.logged[text] = true
+		r.cfg.Logger.Warn("reporting the run has to wait", "workflow", r.cfg.WorkflowID, "engine", r.cfg.Engine, "err", err)
+	}
+}
+
+// take makes a message of the oldest news, within the bounds of one message.
+func (r *Reporter) take() (m *workflow.StatusMessage, batch []*workflow.JobReport, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.began || (!r.news.any && len(r.pending) == 0) {
+		return nil, nil, false
+	}
+	m = r.message(workflow.StatusRunning, r.news.at)
+	batch = r.takeNews(m)
+	r.urgent = r.urgent && len(r.pending) > 0
+	if !r.again {
+		r.report.Published++
+		r.again = true // until it is confirmed
+	}
+	return m, batch, true
+}
+
+// message is a status message with what all messages of the run have.
+func (r *Reporter) message(status workflow.Status, at time.Time) *workflow.StatusMessage {
+	return &workflow.StatusMessage{
+		WorkflowID: r.cfg.WorkflowID,
+		Status:     status,
+		EventTime:  at,
+		Attempt:    r.cfg.Attempt,
+		Engine:     r.cfg.Engine,
+	}
+}
+
+// takeNews moves the oldest news into m: ids by state, and details.
+func (r *Reporter) takeNews(m *workflow.StatusMessage) []*workflow.JobReport {
+	if r.news.total {
+		m.Progress.Total = workflow.Count(r.total)
+	}
+	if r.news.specific {
+		m.Progress.EngineSpecific = r.specific
+	}
+	m.Logs = r.news.logs
+	r.news = news{at: r.news.at}
+
+	n := fitting(r.pending)
+	batch := make([]*workflow.JobReport, n)
+	ids := make(map[workflow.JobStatus][]string)
+	var cached []string
+	for i, j := range r.pending[:n] {
+		batch[i], j.unsent = j.unsent, nil
+		r.text -= len(batch[i].Logs)
+		ids[batch[i].Status] = append(ids[batch[i].Status], j.id)
+		if batch[i].Cached {
+			cached = append(cached, j.id)
+		}
+		m.Jobs = append(m.Jobs, *batch[i])
+	}
+	r.pending = slices.Delete(r.pending, 0, n)
+	m.Progress.Running = section(ids[workflow.JobRunning])
+	m.Progress.Finished = section(ids[workflow.JobFinished])
+	m.Progress.Failed = section(ids[workflow.JobFailed])
+	m.Progress.Cached = section(cached)
+	return batch
+}
+
+// fitting is how many of the pending jobs fit into one message: at least one.
+func fitting(pending []*job) (n int) {
+	for text := 0; n < min(len(pending), maxMessageJobs); n++ {
+		u := pending[n].unsent
+		text += len(u.Name) + len(u.Path) + len(u.Command) + len(u.Logs) + len(u.Diagnostics) + len(u.Result)
+		if n > 0 && text > maxMessageText {
+			break
+		}
+	}
+	return n
+}
+
+// section names jobs, or says nothing if there are none.
+func section(ids []string) *workflow.Section {
+	if len(ids) == 0 {
+		return nil
+	}
+	return workflow.JobIDs(ids...)
+}
+
+// restore puts back what take took, below what has happened since.
+func (r *Reporter) restore(m *workflow.StatusMessage, batch []*workflow.JobReport) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.news.any = true
+	r.news.total = r.news.total || m.Progress.Total != nil
+	r.news.specific = r.news.specific || m.Progress.EngineSpecific != nil
+	logs := m.Logs + r.news.logs
+	if len(logs) > maxRunLog {
+		logs = shorten(logs, maxRunLog)
+		r.report.Dropped++
+	}
+	r.news.logs = logs
+
+	var front []*job
+	for _, taken := range batch {
+		j := r.jobs[taken.ID]
+		if j.unsent == nil {
+			j.unsent = taken
+			front = append(front, j)
+			r.text += len(taken.Logs)
+			continue
+		}
+		r.report.Coalesced++
+		r.text -= len(j.unsent.Logs)
+		*j.unsent = join(*taken, *j.unsent)
+		r.text += len(j.unsent.Logs)
+	}
+	r.pending = append(front, r.pending...)
+	r.shed()
+}
+
+// fitsTerminal reports whether what is left can travel with the terminal message.
+func (r *Reporter) fitsTerminal() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.submission != nil || !r.announced && r.began || len(r.pending) > maxMessageJobs {
+		return false
+	}
+	return fitting(r.pending) == len(r.pending)
+}
+
+// takeTerminal makes the terminal message of all that is left, and says how
+// many pieces of detail it carries.
+func (r *Reporter) takeTerminal() (*workflow.StatusMessage, int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m, carried := r.terminal(false)
+	r.report.Dropped += len(r.pending)
+	r.pending, r.text = nil, 0
+	if !r.again {
+		r.report.Published++
+	}
+	r.again = true
+	r.report.Terminal = m
+	return m, carried
+}
+
+// bareTerminal makes the terminal message without the details, which carried
+// counts.
+func (r *Reporter) bareTerminal(carried int) (*workflow.StatusMessage, int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m, _ := r.terminal(true)
+	r.report.Dropped += carried
+	r.report.Terminal = m
+	return m, 0
+}
+
+// terminal makes the message that ends the run: every job by its state, the
+// details that fit unless it is to be bare, and the last words.
+func (r *Reporter) terminal(bare bool) (m *workflow.StatusMessage, carried int) {
+	m = r.message(r.final.status, r.final.at)
+	if !bare {
+		carried = len(r.takeNews(m))
+		if m.Logs != "" || m.Progress.EngineSpecific != nil {
+			carried++
+		}
+	}
+	m.Logs += r.final.logs
+	m.Progress.Total = workflow.Count(max(r.total, len(r.order)))
+	if len(r.order) > maxSnapshotJobs {
+		return m, carried
+	}
+	ids := make(map[workflow.JobStatus][]string)
+	cached := []string{}
+	for _, j := range r.order {
+		ids[j.status] = append(ids[j.status], j.id)
+		if j.cached && j.status == workflow.JobFinished {
+			cached = append(cached, j.id)
+		}
+	}
+	m.Progress.Running = workflow.JobIDs(ids[workflow.JobRunning]...)
+	m.Progress.Finished = workflow.JobIDs(ids[workflow.JobFinished]...)
+	m.Progress.Failed = workflow.JobIDs(ids[workflow.JobFailed]...)
+	m.Progress.Cached = workflow.JobIDs(cached...)
+	return m, carried
+}
+
+// join puts newer news of a job on top of older.
+func join(older, newer workflow.JobReport) workflow.JobReport {
+	out := newer
+	out.Logs = shorten(older.Logs+newer.Logs, maxJobLog)
+	if newer.Attempt > older.Attempt {
+		return out // the details are those of another attempt
+	}
+	out.Status = max(older.Status, newer.Status)
+	out.Cached = older.Cached || newer.Cached
+	for _, field := range [...]struct{ to, from *string }{
+		{&out.Name, &older.Name}, {&out.Path, &older.Path}, {&out.Command, &older.Command}, {&out.Diagnostics, &older.Diagnostics},
+	} {
+		if *field.to == "" {
+			*field.to = *field.from
+		}
+	}
+	if out.ExitCode == nil {
+		out.ExitCode = older.ExitCode
+	}
+	if out.StartedAt.IsZero() {
+		out.StartedAt = older.StartedAt
+	}
+	if out.FinishedAt.IsZero() {
+		out.FinishedAt = older.FinishedAt
+	}
+	if out.Result == nil {
+		out.Result = older.Result
+	}
+	return out
+}
