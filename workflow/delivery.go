@@ -77,3 +77,22 @@ var (
 	// message to blame and dead-letters it.
 	ErrRejected = errors.New("rejected by the database")
 )
+
+// Batch is what a consumer hands to the store at once.
+type Batch struct {
+	// Queue the deliveries came from; the ledger counts by it.
+	Queue string
+	// Consumer is the consumer's id, new with each start of the process, and
+	// Number counts its batches, from 1. Tried again after an answer was lost,
+	// a batch keeps its number, so that a commit that did happen is recognised.
+	Consumer uuid.UUID
+	Number   int64
+	// Session is new with each connection to the broker. A redelivery always
+	// comes in another session than the delivery it repeats.
+	Session uuid.UUID
+	// Deliveries in the order in which they arrived.
+	Deliveries []Delivery
+	// Dead counts deliveries that were put into the dead-letter queue and are
+	// to be entered in the ledger.
+	Dead int
+}

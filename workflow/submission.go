@@ -88,7 +88,13 @@ func (s *Submission) supersedes(o *Submission) bool {
 	return s.text() > o.text()
 }
 
+// text is s in a form in which equal submissions are equal.
 func (s *Submission) text() string {
-	b, _ := json.Marshal(s) // cannot fail but for invalid raw JSON, which the codec refuses
+	c := *s
+	c.Attempt, c.EventTime = s.attempt(), s.EventTime.UTC()
+	if len(c.Labels) == 0 {
+		c.Labels = nil
+	}
+	b, _ := json.Marshal(c) // cannot fail but for invalid raw JSON, which the codec refuses
 	return string(b)
 }

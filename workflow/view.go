@@ -133,3 +133,19 @@ type LedgerEntry struct {
 	Queue                                     string
 	Received, Applied, Duplicate, Stale, Dead int64
 }
+
+// MarkSuperseded marks the entries of a run's history, ordered by attempt and
+// event time, that had no effect when told in this order.
+func MarkSuperseded(history []HistoryEntry) {
+	var at, best int
+	deleted := false
+	for i := range history {
+		h := &history[i]
+		if i == 0 || h.Attempt != at {
+			at, best = h.Attempt, -1
+		}
+		h.Superseded = deleted || h.Status.Rank() <= best
+		best = max(best, h.Status.Rank())
+		deleted = deleted || h.Status == StatusDeleted
+	}
+}

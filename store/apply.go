@@ -1,0 +1,548 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"waymark/workflow"
+)
+
+// applyTries bounds how often a batch that lost a race (a deadlock, a
+// serialization failure) is tried again before its caller is told.
+const applyTries = 5
+
+// Apply gives a batch its effect in one transaction and returns what became of
+// each delivery, in their order.
+//
+// Tried again with the same number after an error, a batch that had been
+// committed all the same is not applied twice: then the outcomes are nil and
+// the error is too.
+//
+// Errors: workflow.ErrRejected if the data of some message cannot be stored;
+// ErrUnknownWorkflow, with outcomes that name the messages, if unknown
+// workflows are to be dead-lettered and the batch holds some. In both cases
+// nothing was written and a smaller batch may succeed. Any other error is the
+// database's trouble, and the batch may be tried again as it is.
+func (db *DB) Apply(ctx context.Context, b *workflow.Batch) ([]workflow.Outcome, error) {
+	for try := 1; ; try++ {
+		outcomes, err := db.applyOnce(ctx, b)
+		if err == nil || try == applyTries || !retryAtOnce(err) {
+			return outcomes, wrapApply(b, err)
+		}
+	}
+}
+
+func wrapApply(b *workflow.Batch, err error) error {
+	if err == nil || errors.Is(err, ErrUnknownWorkflow) {
+		return err
+	}
+	return fmt.Errorf("applying %d messages of %s: %w", len(b.Deliveries), b.Queue, translate(err))
+}
+
+// errRace ends a transaction that found a row created under its hands.
+var errRace = errors.New("another transaction created the workflow")
+
+// errApplied ends the transaction of a batch that was committed before.
+var errApplied = errors.New("the batch was applied before")
+
+func (db *DB) applyOnce(ctx context.Context, b *workflow.Batch) (outcomes []workflow.Outcome, err error) {
+	// A server that has gone silent must not hold the batch for ever.
+	ctx, cancel := context.WithTimeout(ctx, db.cfg.ApplyTimeout)
+	defer cancel()
+	err = withPgx(ctx, db.applies, func(conn *pgx.Conn) error {
+		tx, err := conn.Begin(ctx)
+		if err != nil {
+			return err
+		}
+		// Without effect after a commit. A context that has ended must not keep
+		// the rollback from being sent.
+		defer func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+			defer cancel()
+			_ = tx.Rollback(ctx)
+		}()
+		a := &application{db: db, tx: tx, batch: b, now: db.now()}
+		if err := a.load(ctx); err != nil {
+			return err
+		}
+		if err := a.fold(); err != nil {
+			outcomes = a.outcomes
+			return err
+		}
+		if err := a.write(ctx); err != nil {
+			return err
+		}
+		outcomes = a.outcomes
+		return tx.Commit(ctx)
+	})
+	if errors.Is(err, errApplied) {
+		return nil, nil
+	}
+	return outcomes, err
+}
+
+// application is one try to apply a batch.
+type application struct {
+	db    *DB
+	tx    pgx.Tx
+	batch *workflow.Batch
+	now   time.Time
+
+	states map[uuid.UUID]*runState
+	// order holds the ids of the states, sorted: all who write lock in this order.
+	order []uuid.UUID
+	// seen holds the known outcome of message ids; ids those of the deliveries.
+	seen map[uuid.UUID]workflow.Outcome
+	ids  []uuid.UUID
+	// chunks holds, by digest, log chunks that a redelivered message without an
+	// id may repeat; repeated those that were.
+	chunks   map[uuid.UUID][]int64
+	repeated []int64
+
+	outcomes []workflow.Outcome
+	logs     []storedChunk
+	newIDs   []uuid.UUID
+	newSaid  []int16
+}
+
+// runState is the state of one run with what the batch does to it.
+type runState struct {
+	*workflow.State
+	logged bool
+}
+
+type storedChunk struct {
+	workflow.LogChunk
+	workflowID uuid.UUID
+	digest     uuid.UUID // of a message without id; else zero
+}
+
+// messageSpace is the namespace of message ids that are no UUIDs.
+var messageSpace = uuid.NewSHA1(uuid.NameSpaceURL, []byte("waymark:message-id"))
+
+// messageKey is the key under which a message id is remembered; zero for none.
+func messageKey(id string) uuid.UUID {
+	if id == "" {
+		return uuid.Nil
+	}
+	if key, err := uuid.Parse(id); err == nil && key != uuid.Nil {
+		return key
+	}
+	return uuid.NewSHA1(messageSpace, []byte(id))
+}
+
+// load locks and loads what the fold of the batch needs, in two round trips:
+// three if the batch brings new workflows.
+func (a *application) load(ctx context.Context) error {
+	n := len(a.batch.Deliveries)
+	a.outcomes = make([]workflow.Outcome, n)
+	a.ids = make([]uuid.UUID, n)
+	a.states = make(map[uuid.UUID]*runState)
+	a.seen = make(map[uuid.UUID]workflow.Outcome)
+	if n == 0 {
+		return nil
+	}
+	var keys, digests, submitted []uuid.UUID
+	var jobWorkflows []uuid.UUID
+	var jobIDs []string
+	type jobKey struct {
+		workflow uuid.UUID
+		id       string
+	}
+	mentioned := make(map[jobKey]struct{})
+	for i := range a.batch.Deliveries {
+		d := &a.batch.Deliveries[i]
+		id := d.WorkflowID()
+		if _, ok := a.states[id]; !ok {
+			a.states[id] = nil
+			a.order = append(a.order, id)
+		}
+		if a.ids[i] = messageKey(d.MessageID); a.ids[i] != uuid.Nil {
+			keys = append(keys, a.ids[i])
+		} else if d.Redelivered && d.Status != nil {
+			digests = append(digests, d.Digest)
+		}
+		if d.Submission != nil {
+			submitted = append(submitted, id)
+			continue
+		}
+		for job := range d.Status.MentionedJobs() {
+			key := jobKey{id, job}
+			if _, ok := mentioned[key]; !ok {
+				mentioned[key] = struct{}{}
+				jobWorkflows = append(jobWorkflows, id)
+				jobIDs = append(jobIDs, job)
+			}
+		}
+	}
+	slices.SortFunc(a.order, compareIDs)
+
+	// The statements run one after the other, each with a snapshot of its own:
+	// what follows the lock sees what the lock waited for.
+	var q pgx.Batch
+	q.Queue(sqlLockWorkflows, a.order).Query(a.scanRuns)
+	if len(keys) > 0 {
+		q.Queue(`SELECT id, outcome FROM seen_messages WHERE id = ANY($1)`, keys).Query(a.scanSeen)
+	}
+	if len(digests) > 0 {
+		q.Queue(`SELECT digest, seq FROM log_chunks WHERE digest = ANY($1) AND session <> $2 ORDER BY seq FOR UPDATE`, digests, a.batch.Session).Query(a.scanChunks)
+	}
+	if len(jobIDs) > 0 {
+		q.Queue(sqlLoadJobs, jobWorkflows, jobIDs).Query(a.scanJobs)
+	}
+	if len(submitted) > 0 {
+		q.Queue(sqlLoadSubmissions, submitted).Query(a.scanSubmissions)
+	}
+	if err := a.tx.SendBatch(ctx, &q).Close(); err != nil {
+		return err
+	}
+	return a.create(ctx)
+}
+
+// create makes rows for the workflows that have none. A row that another
+// transaction created in this moment is waited for and then loaded.
+func (a *application) create(ctx context.Context) error {
+	missing := a.missing()
+	if len(missing) == 0 {
+		return nil
+	}
+	rows, err := a.tx.Query(ctx, `INSERT INTO workflows (id, created_at, updated_at, last_event_at)
+		SELECT id, $2, $2, $2 FROM unnest($1::uuid[]) AS id ON CONFLICT (id) DO NOTHING RETURNING id`, missing, a.now)
+	if err != nil {
+		return err
+	}
+	ids, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		a.states[id] = &runState{State: workflow.NewState(workflow.Run{ID: id})}
+	}
+	if len(ids) == len(missing) {
+		return nil
+	}
+	// Somebody else was faster with the others: begin anew, with their rows there.
+	return errRace
+}
+
+// missing are the ids, sorted, of workflows that have no row and are to get
+// one: a repeated message makes none, nor does a status where unknown
+// workflows are refused.
+func (a *application) missing() (ids []uuid.UUID) {
+	for i := range a.batch.Deliveries {
+		d := &a.batch.Deliveries[i]
+		id := d.WorkflowID()
+		if a.states[id] != nil || a.isSeen(a.ids[i]) || (d.Submission == nil && a.db.cfg.UnknownWorkflows == DeadLetterUnknown) {
+			continue
+		}
+		ids = append(ids, id)
+	}
+	slices.SortFunc(ids, compareIDs)
+	return slices.Compact(ids)
+}
+
+func (a *application) isSeen(key uuid.UUID) bool {
+	_, seen := a.seen[key]
+	return seen && key != uuid.Nil
+}
+
+func compareIDs(a, b uuid.UUID) int { return bytes.Compare(a[:], b[:]) }
+
+// fold applies every delivery to the states, in the order of arrival.
+func (a *application) fold() error {
+	unknown := false
+	for i := range a.batch.Deliveries {
+		d := &a.batch.Deliveries[i]
+		a.outcomes[i] = a.foldOne(d, a.ids[i])
+		unknown = unknown || a.outcomes[i] == workflow.Unknown
+	}
+	if unknown {
+		return ErrUnknownWorkflow
+	}
+	return nil
+}
+
+func (a *application) foldOne(d *workflow.Delivery, key uuid.UUID) workflow.Outcome {
+	if a.isSeen(key) {
+		return workflow.Duplicate
+	}
+	s := a.states[d.WorkflowID()]
+	if s == nil {
+		return workflow.Unknown
+	}
+	var outcome workflow.Outcome
+	if d.Submission != nil {
+		outcome = s.Submit(d.Submission)
+	} else {
+		if key == uuid.Nil && d.Redelivered && a.repeats(d.Digest) {
+			return workflow.Duplicate
+		}
+		outcome = s.Apply(d.Status)
+		first := true
+		for chunk := range d.Status.LogChunks() {
+			stored := storedChunk{LogChunk: chunk, workflowID: d.Status.WorkflowID}
+			if first && key == uuid.Nil {
+				stored.digest = d.Digest
+			}
+			a.logs = append(a.logs, stored)
+			first, s.logged = false, true
+		}
+	}
+	if key != uuid.Nil {
+		a.seen[key] = outcome
+		a.newIDs = append(a.newIDs, key)
+		a.newSaid = append(a.newSaid, int16(outcome))
+	}
+	return outcome
+}
+
+// repeats reports whether a redelivered message without an id was applied
+// before: a chunk of its digest was stored in an earlier session. Each chunk
+// stands for one delivery, so that of several equal lines none is lost.
+func (a *application) repeats(digest uuid.UUID) bool {
+	chunks := a.chunks[digest]
+	if len(chunks) == 0 {
+		return false
+	}
+	a.repeated = append(a.repeated, chunks[0])
+	a.chunks[digest] = chunks[1:]
+	return true
+}
+
+// write queues every statement that the fold asks for and sends them in one
+// round trip.
+func (a *application) write(ctx context.Context) error {
+	var q pgx.Batch
+	a.writeJobs(&q)
+	touched := a.writeRuns(&q)
+	a.writeSubmissions(&q)
+	a.writeDocuments(&q)
+	a.writeLogs(&q)
+	a.writeHistory(&q)
+	if len(a.newIDs) > 0 {
+		q.Queue(`INSERT INTO seen_messages (id, seen_at, outcome) SELECT id, $3, outcome FROM unnest($1::uuid[], $2::smallint[]) AS m(id, outcome)
+			ON CONFLICT (id) DO NOTHING`, a.newIDs, a.newSaid, a.now)
+	}
+	for chunk := range slices.Chunk(touched, idsPerNotification) {
+		q.Queue(`SELECT pg_notify($1, $2)`, a.db.channel(), joinIDs(chunk))
+	}
+	a.writeLedger(&q)
+	return a.tx.SendBatch(ctx, &q).Close()
+}
+
+func (a *application) writeLedger(q *pgx.Batch) {
+	var count [5]int64
+	for _, o := range a.outcomes {
+		count[o]++
+	}
+	dead := int64(a.batch.Dead)
+	q.Queue(`INSERT INTO ledger AS l (queue, consumer, received, applied, duplicate, stale, dead, batch, updated_at)
+		VALUES ($1, $2, $3::bigint, $4, $5, $6, $7, $8, $9)
+		ON CONFLICT (queue, consumer) DO UPDATE SET received = l.received + excluded.received, applied = l.applied + excluded.applied,
+			duplicate = l.duplicate + excluded.duplicate, stale = l.stale + excluded.stale, dead = l.dead + excluded.dead,
+			batch = excluded.batch, updated_at = excluded.updated_at
+		WHERE l.batch < excluded.batch`,
+		a.batch.Queue, a.batch.Consumer, int64(len(a.outcomes))+dead,
+		count[workflow.Applied], count[workflow.Duplicate], count[workflow.Stale], dead, a.batch.Number, a.now,
+	).Exec(func(tag pgconn.CommandTag) error {
+		if tag.RowsAffected() == 0 {
+			return errApplied
+		}
+		return nil
+	})
+}
+
+func (a *application) writeJobs(q *pgx.Batch) {
+	var c jobColumns
+	for _, id := range a.order {
+		if s := a.states[id]; s != nil {
+			for _, j := range s.ChangedJobs {
+				c.add(id, j)
+			}
+		}
+	}
+	if len(c.workflowID) > 0 {
+		q.Queue(sqlUpsertJobs, c.args()...)
+	}
+}
+
+// writeRuns returns the ids of the runs that readers should look at again.
+func (a *application) writeRuns(q *pgx.Batch) (touched []uuid.UUID) {
+	var c runColumns
+	for _, id := range a.order {
+		s := a.states[id]
+		if s == nil {
+			continue
+		}
+		if s.RunChanged {
+			c.add(s)
+		}
+		if s.RunChanged || s.logged {
+			touched = append(touched, id)
+		}
+	}
+	if len(c.id) > 0 {
+		q.Queue(sqlUpdateRuns, append(c.args(), a.now)...)
+	}
+	return touched
+}
+
+func (a *application) writeSubmissions(q *pgx.Batch) {
+	var ids []uuid.UUID
+	named := make(map[string]struct{})
+	for _, id := range a.order {
+		s := a.states[id]
+		if s == nil || !s.SubmissionChanged {
+			continue
+		}
+		sub := s.Run.Submission
+		ids = append(ids, id)
+		labels := sub.Labels
+		if labels == nil {
+			labels = map[string]string{}
+		}
+		args := []any{id, max(sub.Attempt, 1), sub.RetryCount, sub.EventTime, sub.Priority, sub.MinJobMemory, sub.User, sub.Workflow, sub.Name,
+			sub.Engine, labels, document(sub.Parameters), document(sub.Specification)}
+		q.Queue(sqlUpsertSubmission, args...)
+		q.Queue(`UPDATE workflows SET owner = $2, name = $3, priority = $4, labels = $5, submitted_at = $6,
+			run_number = CASE WHEN owner = $2 AND name = $3 THEN run_number ELSE 0 END WHERE id = $1`,
+			id, sub.User, sub.DisplayName(), sub.Priority, labels, sub.EventTime)
+		if name := sub.DisplayName(); name != "" {
+			named[sub.User+"\x00"+name] = struct{}{}
+		}
+	}
+	if len(named) == 0 {
+		return
+	}
+	// Runs of one owner and name are numbered one after the other. The locks
+	// come after those of all rows, in one order, so nobody waits in a circle.
+	names := make([]string, 0, len(named))
+	for name := range named {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		q.Queue(`SELECT pg_advisory_xact_lock(hashtextextended($1, 0))`, a.db.cfg.Schema+" "+strings.ReplaceAll(name, "\x00", "/"))
+	}
+	q.Queue(sqlNumberRuns, ids)
+}
+
+func (a *application) writeDocuments(q *pgx.Batch) {
+	for _, id := range a.order {
+		if s := a.states[id]; s != nil && s.SpecificChanged && len(s.Run.EngineSpecific) > 0 {
+			q.Queue(sqlUpsertDocument, id, s.Run.Attempt, s.Run.EngineSpecificAt, document(s.Run.EngineSpecific))
+		}
+	}
+}
+
+func (a *application) writeLogs(q *pgx.Batch) {
+	if len(a.repeated) > 0 {
+		// A chunk stands for one delivery of each session: the next redelivery
+		// of the same text must find another, or be stored.
+		q.Queue(`UPDATE log_chunks SET session = $2 WHERE seq = ANY($1) AND digest IN (SELECT unnest($3::uuid[]))`, a.repeated, a.batch.Session, a.repeatedDigests())
+	}
+	if len(a.logs) == 0 {
+		return
+	}
+	n := len(a.logs)
+	ids, times, digests := make([]uuid.UUID, n), make([]time.Time, n), make([]pgtype.UUID, n)
+	attempts, jobs, texts := make([]int32, n), make([]string, n), make([]string, n)
+	for i, chunk := range a.logs {
+		ids[i], times[i], attempts[i], jobs[i], texts[i] = chunk.workflowID, chunk.At, int32(chunk.Attempt), chunk.JobID, chunk.Text
+		digests[i] = pgtype.UUID{Bytes: chunk.digest, Valid: chunk.digest != uuid.Nil}
+	}
+	q.Queue(`INSERT INTO log_chunks (workflow_id, event_time, digest, session, attempt, job_id, body)
+		SELECT id, at, digest, CASE WHEN digest IS NOT NULL THEN $7::uuid END, attempt, job, body
+		FROM unnest($1::uuid[], $2::timestamptz[], $3::uuid[], $4::integer[], $5::text[], $6::text[]) AS l(id, at, digest, attempt, job, body)`,
+		ids, times, digests, attempts, jobs, texts, a.batch.Session)
+}
+
+// repeatedDigests are the digests that redelivered messages were recognised by.
+func (a *application) repeatedDigests() (digests []uuid.UUID) {
+	for digest := range a.chunks {
+		digests = append(digests, digest)
+	}
+	return digests
+}
+
+func (a *application) writeHistory(q *pgx.Batch) {
+	var ids []uuid.UUID
+	var attempts []int32
+	var statuses []int16
+	var times []time.Time
+	for _, id := range a.order {
+		s := a.states[id]
+		if s == nil {
+			continue
+		}
+		for _, h := range s.History {
+			ids, attempts = append(ids, id), append(attempts, int32(h.Attempt))
+			statuses, times = append(statuses, int16(h.Status)), append(times, h.At)
+		}
+	}
+	if len(ids) == 0 {
+		return
+	}
+	q.Queue(`INSERT INTO status_changes AS h (workflow_id, attempt, status, event_time, recorded_at)
+		SELECT id, attempt, status, at, $5 FROM unnest($1::uuid[], $2::integer[], $3::smallint[], $4::timestamptz[]) AS c(id, attempt, status, at)
+		ON CONFLICT (workflow_id, attempt, status) DO UPDATE SET event_time = excluded.event_time WHERE excluded.event_time < h.event_time`,
+		ids, attempts, statuses, times, a.now)
+}
+
+func (a *application) scanSeen(rows pgx.Rows) error {
+	var id uuid.UUID
+	var outcome int16
+	_, err := pgx.ForEachRow(rows, []any{&id, &outcome}, func() error {
+		a.seen[id] = workflow.Outcome(outcome)
+		return nil
+	})
+	return err
+}
+
+func (a *application) scanChunks(rows pgx.Rows) error {
+	a.chunks = make(map[uuid.UUID][]int64)
+	var digest uuid.UUID
+	var seq int64
+	_, err := pgx.ForEachRow(rows, []any{&digest, &seq}, func() error {
+		a.chunks[digest] = append(a.chunks[digest], seq)
+		return nil
+	})
+	return err
+}
+
+// document is raw JSON as a parameter; NULL if there is none.
+func document(raw json.RawMessage) any {
+	if len(raw) == 0 {
+		return nil
+	}
+	return string(raw)
+}
+
+// idsPerNotification keeps a payload below Postgres' limit of 8000 bytes.
+const idsPerNotification = 200
+
+func joinIDs(ids []uuid.UUID) string {
+	var b strings.Builder
+	for i, id := range ids {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		b.WriteString(id.String())
+	}
+	return b.String()
+}
+
+// channel is the name of the notification channel. Channels belong to the
+// database, not to a schema, hence the prefix.
+func (db *DB) channel() string { return db.cfg.Schema + "_changes" }

@@ -1,0 +1,264 @@
+package store
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"waymark/workflow"
+)
+
+// The bulk statements move rows as one array a column (unnest), so that their
+// number and text do not depend on the size of the batch. Statement, columns
+// and scan of one table stand together here.
+
+const sqlLockWorkflows = `
+SELECT id, attempt, planned, jobs_created, jobs_queued, jobs_running, jobs_finished, jobs_failed, jobs_stopped, jobs_cached,
+       at_created, at_running, at_finished, at_failed, at_deleted, at_stopped, at_queued, at_pending,
+       specified_at, last_event_at, engine, claims
+FROM workflows WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE`
+
+func (a *application) scanRuns(rows pgx.Rows) error {
+	var (
+		run                     workflow.Run
+		at                      [workflow.NumStatuses]pgtype.Timestamptz
+		specifiedAt             pgtype.Timestamptz
+		claims                  []byte
+		attempt, planned        int32
+		created, queued, runs   int32
+		finished, failed, stops int32
+		cached                  int32
+	)
+	columns := []any{&run.ID, &attempt, &planned, &created, &queued, &runs, &finished, &failed, &stops, &cached,
+		&at[0], &at[1], &at[2], &at[3], &at[4], &at[5], &at[6], &at[7], &specifiedAt, &run.LastEventAt, &run.Engine, &claims}
+	_, err := pgx.ForEachRow(rows, columns, func() error {
+		r := workflow.Run{
+			ID: run.ID, Attempt: int(attempt), Planned: int(planned), Engine: run.Engine,
+			LastEventAt: run.LastEventAt.UTC(), EngineSpecificAt: timeOf(specifiedAt),
+			Jobs: workflow.JobCounts{Created: int(created), Queued: int(queued), Running: int(runs), Finished: int(finished),
+				Failed: int(failed), Stopped: int(stops), Cached: int(cached)},
+		}
+		for i := range at {
+			r.StatusAt[i] = timeOf(at[i])
+		}
+		if claims != nil {
+			if err := json.Unmarshal(claims, &r.Claims); err != nil {
+				return err
+			}
+		}
+		a.states[r.ID] = &runState{State: workflow.NewState(r)}
+		return nil
+	})
+	return err
+}
+
+const sqlUpdateRuns = `
+UPDATE workflows AS w SET
+    updated_at = $24, revision = w.revision + 1,
+    attempt = u.attempt, planned = u.planned, jobs_created = u.jobs_created, jobs_queued = u.jobs_queued, jobs_running = u.jobs_running,
+    jobs_finished = u.jobs_finished, jobs_failed = u.jobs_failed, jobs_stopped = u.jobs_stopped, jobs_cached = u.jobs_cached, status = u.status,
+    at_created = u.at_created, at_running = u.at_running, at_finished = u.at_finished, at_failed = u.at_failed,
+    at_deleted = u.at_deleted, at_stopped = u.at_stopped, at_queued = u.at_queued, at_pending = u.at_pending,
+    specified_at = u.specified_at, last_event_at = u.last_event_at, engine = u.engine, claims = u.claims::jsonb
+FROM unnest($1::uuid[], $2::integer[], $3::integer[], $4::integer[], $5::integer[], $6::integer[], $7::integer[], $8::integer[], $9::integer[],
+            $10::integer[], $11::smallint[], $12::timestamptz[], $13::timestamptz[], $14::timestamptz[], $15::timestamptz[], $16::timestamptz[],
+            $17::timestamptz[], $18::timestamptz[], $19::timestamptz[], $20::timestamptz[], $21::timestamptz[], $22::text[], $23::text[])
+     AS u(id, attempt, planned, jobs_created, jobs_queued, jobs_running, jobs_finished, jobs_failed, jobs_stopped, jobs_cached, status,
+          at_created, at_running, at_finished, at_failed, at_deleted, at_stopped, at_queued, at_pending,
+          specified_at, last_event_at, engine, claims)
+WHERE w.id = u.id`
+
+// runColumns are the parameters of sqlUpdateRuns but the last, the time.
+type runColumns struct {
+	id                                                          []uuid.UUID
+	attempt, planned                                            []int32
+	created, queued, running, finished, failed, stopped, cached []int32
+	status                                                      []int16
+	at                                                          [workflow.NumStatuses][]pgtype.Timestamptz
+	specifiedAt                                                 []pgtype.Timestamptz
+	lastEventAt                                                 []time.Time
+	engine                                                      []string
+	claims                                                      []pgtype.Text
+}
+
+func (c *runColumns) add(s *runState) {
+	r := &s.Run
+	c.id = append(c.id, r.ID)
+	c.attempt, c.planned = append(c.attempt, int32(r.Attempt)), append(c.planned, int32(r.Planned))
+	c.created, c.queued = append(c.created, int32(r.Jobs.Created)), append(c.queued, int32(r.Jobs.Queued))
+	c.running, c.finished = append(c.running, int32(r.Jobs.Running)), append(c.finished, int32(r.Jobs.Finished))
+	c.failed, c.stopped = append(c.failed, int32(r.Jobs.Failed)), append(c.stopped, int32(r.Jobs.Stopped))
+	c.cached, c.status = append(c.cached, int32(r.Jobs.Cached)), append(c.status, int16(r.Status()))
+	for i := range r.StatusAt {
+		c.at[i] = append(c.at[i], nullable(r.StatusAt[i]))
+	}
+	c.specifiedAt, c.lastEventAt = append(c.specifiedAt, nullable(r.EngineSpecificAt)), append(c.lastEventAt, r.LastEventAt)
+	c.engine, c.claims = append(c.engine, r.Engine), append(c.claims, claimsOf(r.Claims))
+}
+
+func (c *runColumns) args() []any {
+	return []any{c.id, c.attempt, c.planned, c.created, c.queued, c.running, c.finished, c.failed, c.stopped, c.cached, c.status,
+		c.at[0], c.at[1], c.at[2], c.at[3], c.at[4], c.at[5], c.at[6], c.at[7], c.specifiedAt, c.lastEventAt, c.engine, c.claims}
+}
+
+func claimsOf(c workflow.Claims) pgtype.Text {
+	if c == (workflow.Claims{}) {
+		return pgtype.Text{}
+	}
+	text, err := json.Marshal(c)
+	if err != nil { // only a time outside the years 0 to 9999, which the codec refuses
+		return pgtype.Text{}
+	}
+	return pgtype.Text{String: string(text), Valid: true}
+}
+
+const sqlLoadJobs = `
+SELECT j.workflow_id, j.job_id, j.run_attempt, j.attempt, j.status, j.cached, j.exit_code, j.queued_at, j.started_at, j.finished_at,
+       j.name, j.path, j.command, j.diagnostics, j.result::text
+FROM unnest($1::uuid[], $2::text[]) AS k(workflow_id, job_id)
+JOIN jobs AS j ON j.workflow_id = k.workflow_id AND j.job_id = k.job_id`
+
+func (a *application) scanJobs(rows pgx.Rows) error {
+	for rows.Next() {
+		var id uuid.UUID
+		j := new(workflow.Job)
+		if err := scanJob(rows, &id, j); err != nil {
+			return err
+		}
+		if s := a.states[id]; s != nil {
+			s.Jobs[j.ID] = j
+		}
+	}
+	return rows.Err()
+}
+
+// scanJob scans the columns of sqlLoadJobs.
+func scanJob(rows pgx.Rows, id *uuid.UUID, j *workflow.Job) error {
+	var (
+		runAttempt, attempt       int32
+		status                    int16
+		exit                      pgtype.Int4
+		queued, started, finished pgtype.Timestamptz
+		result                    []byte
+	)
+	err := rows.Scan(id, &j.ID, &runAttempt, &attempt, &status, &j.Cached, &exit, &queued, &started, &finished,
+		&j.Name, &j.Path, &j.Command, &j.Diagnostics, &result)
+	if err != nil {
+		return err
+	}
+	j.RunAttempt, j.Attempt, j.Status = int(runAttempt), int(attempt), workflow.JobStatus(status)
+	j.QueuedAt, j.StartedAt, j.FinishedAt = timeOf(queued), timeOf(started), timeOf(finished)
+	if exit.Valid {
+		code := int(exit.Int32)
+		j.ExitCode = &code
+	}
+	if len(result) > 0 {
+		j.Result = result
+	}
+	return nil
+}
+
+const sqlUpsertJobs = `
+INSERT INTO jobs AS j (workflow_id, job_id, run_attempt, attempt, status, cached, exit_code, queued_at, started_at, finished_at,
+                       name, path, command, diagnostics, result)
+SELECT u.workflow_id, u.job_id, u.run_attempt, u.attempt, u.status, u.cached, u.exit_code, u.queued_at, u.started_at, u.finished_at,
+       u.name, u.path, u.command, u.diagnostics, u.result::json
+FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::integer[], $5::smallint[], $6::boolean[], $7::integer[],
+            $8::timestamptz[], $9::timestamptz[], $10::timestamptz[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[])
+     AS u(workflow_id, job_id, run_attempt, attempt, status, cached, exit_code, queued_at, started_at, finished_at,
+          name, path, command, diagnostics, result)
+ON CONFLICT (workflow_id, job_id) DO UPDATE SET
+    run_attempt = excluded.run_attempt, attempt = excluded.attempt, status = excluded.status, cached = excluded.cached,
+    exit_code = excluded.exit_code, queued_at = excluded.queued_at, started_at = excluded.started_at, finished_at = excluded.finished_at,
+    name = excluded.name, path = excluded.path, command = excluded.command, diagnostics = excluded.diagnostics, result = excluded.result`
+
+// jobColumns are the parameters of sqlUpsertJobs.
+type jobColumns struct {
+	workflowID                       []uuid.UUID
+	jobID                            []string
+	runAttempt, attempt              []int32
+	status                           []int16
+	cached                           []bool
+	exitCode                         []pgtype.Int4
+	queued, started, finished        []pgtype.Timestamptz
+	name, path, command, diagnostics []string
+	result                           []pgtype.Text
+}
+
+func (c *jobColumns) add(id uuid.UUID, j *workflow.Job) {
+	c.workflowID, c.jobID = append(c.workflowID, id), append(c.jobID, j.ID)
+	c.runAttempt, c.attempt = append(c.runAttempt, int32(j.RunAttempt)), append(c.attempt, int32(j.Attempt))
+	c.status, c.cached = append(c.status, int16(j.Status)), append(c.cached, j.Cached)
+	var exit pgtype.Int4
+	if j.ExitCode != nil {
+		exit = pgtype.Int4{Int32: int32(*j.ExitCode), Valid: true}
+	}
+	c.exitCode = append(c.exitCode, exit)
+	c.queued, c.started, c.finished = append(c.queued, nullable(j.QueuedAt)), append(c.started, nullable(j.StartedAt)), append(c.finished, nullable(j.FinishedAt))
+	c.name, c.path = append(c.name, j.Name), append(c.path, j.Path)
+	c.command, c.diagnostics = append(c.command, j.Command), append(c.diagnostics, j.Diagnostics)
+	c.result = append(c.result, pgtype.Text{String: string(j.Result), Valid: len(j.Result) > 0})
+}
+
+func (c *jobColumns) args() []any {
+	return []any{c.workflowID, c.jobID, c.runAttempt, c.attempt, c.status, c.cached, c.exitCode, c.queued, c.started, c.finished,
+		c.name, c.path, c.command, c.diagnostics, c.result}
+}
+
+const sqlLoadSubmissions = `
+SELECT workflow_id, attempt, retry_count, event_time, priority, min_job_memory, "user", workflow, name, engine, labels,
+       parameters::text, specification::text
+FROM submissions WHERE workflow_id = ANY($1)`
+
+func (a *application) scanSubmissions(rows pgx.Rows) error {
+	for rows.Next() {
+		var id uuid.UUID
+		var parameters, specification []byte
+		sub := new(workflow.Submission)
+		err := rows.Scan(&id, &sub.Attempt, &sub.RetryCount, &sub.EventTime, &sub.Priority, &sub.MinJobMemory, &sub.User, &sub.Workflow,
+			&sub.Name, &sub.Engine, &sub.Labels, &parameters, &specification)
+		if err != nil {
+			return err
+		}
+		sub.EventTime = sub.EventTime.UTC()
+		sub.Parameters, sub.Specification = parameters, specification
+		if s := a.states[id]; s != nil {
+			s.Run.Submission = sub
+		}
+	}
+	return rows.Err()
+}
+
+const sqlUpsertSubmission = `
+INSERT INTO submissions (workflow_id, attempt, retry_count, event_time, priority, min_job_memory, "user", workflow, name, engine, labels, parameters, specification)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+ON CONFLICT (workflow_id) DO UPDATE SET attempt = excluded.attempt, retry_count = excluded.retry_count, event_time = excluded.event_time,
+    priority = excluded.priority, min_job_memory = excluded.min_job_memory, "user" = excluded."user", workflow = excluded.workflow,
+    name = excluded.name, engine = excluded.engine, labels = excluded.labels, parameters = excluded.parameters, specification = excluded.specification`
+
+const sqlNumberRuns = `
+UPDATE workflows AS w SET run_number = n.base + n.ord
+FROM (SELECT s.id, row_number() OVER (PARTITION BY s.owner, s.name ORDER BY s.submitted_at, s.id) AS ord,
+             (SELECT coalesce(max(x.run_number), 0) FROM workflows AS x WHERE x.owner = s.owner AND x.name = s.name AND x.run_number > 0) AS base
+      FROM workflows AS s WHERE s.id = ANY($1) AND s.run_number = 0 AND s.name <> '') AS n
+WHERE w.id = n.id`
+
+// The document of a higher attempt, or of a later time, or of two at once the
+// greater one is kept, as the fold has it: it does not load documents, which
+// may be large, only to compare them.
+const sqlUpsertDocument = `
+INSERT INTO engine_documents AS d (workflow_id, attempt, event_time, document) VALUES ($1, $2, $3, $4)
+ON CONFLICT (workflow_id) DO UPDATE SET attempt = excluded.attempt, event_time = excluded.event_time, document = excluded.document
+WHERE (excluded.attempt, excluded.event_time, excluded.document::text COLLATE "C") > (d.attempt, d.event_time, d.document::text COLLATE "C")`
+
+func nullable(t time.Time) pgtype.Timestamptz { return pgtype.Timestamptz{Time: t, Valid: !t.IsZero()} }
+
+func timeOf(t pgtype.Timestamptz) time.Time {
+	if !t.Valid {
+		return time.Time{}
+	}
+	return t.Time.UTC()
+}

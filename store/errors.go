@@ -1,0 +1,111 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"waymark/workflow"
+)
+
+var (
+	// ErrSchemaNewer says that a later waymark has migrated the database.
+	ErrSchemaNewer = errors.New("the database is newer than this binary: upgrade waymark")
+	// ErrSchemaOlder says that the schema is missing or not up to date.
+	ErrSchemaOlder = errors.New("the database needs a migration: run `waymark migrate`")
+	// ErrUnknownWorkflow says that a batch holds status messages for workflows
+	// that are not known, and that it was told to accept only known ones.
+	// Nothing was written.
+	ErrUnknownWorkflow = errors.New("unknown workflow")
+)
+
+// parseError is the error of an unusable URL without the URL, which may hold a
+// password.
+func parseError(err error) error {
+	var parse *pgconn.ParseConfigError
+	if errors.As(err, &parse) {
+		if cause := errors.Unwrap(parse); cause != nil {
+			return fmt.Errorf("%w; expected postgres://user@host:5432/name or key=value words", cause)
+		}
+		return errors.New("expected postgres://user@host:5432/name or key=value words")
+	}
+	return err
+}
+
+// translate makes an error of the driver one of ours, once, at the edge of the
+// package: data that cannot be stored becomes workflow.ErrRejected, and what
+// an operator can mend says so in a line.
+func translate(err error) error {
+	if err == nil {
+		return nil
+	}
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return translatePg(pg)
+	}
+	var connect *pgconn.ConnectError
+	if errors.As(err, &connect) {
+		where := fmt.Sprintf("%s as user %q, database %q", net.JoinHostPort(connect.Config.Host, fmt.Sprint(connect.Config.Port)), connect.Config.User, connect.Config.Database)
+		return fmt.Errorf("connecting to Postgres at %s: %s", where, lastLine(errors.Unwrap(connect)))
+	}
+	return err
+}
+
+func translatePg(pg *pgconn.PgError) error {
+	switch class := pg.Code[:min(2, len(pg.Code))]; {
+	case pg.Code == "22P05", // untranslatable character
+		pg.Code == "54000", // program limit exceeded: a value too large to index
+		class == "22",      // data exception
+		class == "23":      // integrity constraint violation
+		detail := pg.Message
+		if pg.ConstraintName != "" {
+			detail += " (constraint " + pg.ConstraintName + ")"
+		}
+		return fmt.Errorf("%w: %s [%s]", workflow.ErrRejected, detail, pg.Code)
+	case pg.Code == "28P01" || pg.Code == "28000":
+		return fmt.Errorf("Postgres refuses the login: %s; check user and password in database.url: %w", pg.Message, pg)
+	case pg.Code == "3D000":
+		return fmt.Errorf("%s; create it, or name another in database.url: %w", pg.Message, pg)
+	case pg.Code == "42501":
+		return fmt.Errorf("%s; grant the role what the README lists: %w", pg.Message, pg)
+	case pg.Code == "42P01" || pg.Code == "3F000":
+		return fmt.Errorf("%s; run `waymark migrate`: %w", pg.Message, pg)
+	case pg.Code == "25006":
+		return fmt.Errorf("the database is read-only (a standby, or a failover under way): %w", pg)
+	case pg.Code == "53100":
+		return fmt.Errorf("the database's disk is full: %w", pg)
+	}
+	return fmt.Errorf("postgres: %w", pg)
+}
+
+// retryAtOnce reports whether a transaction lost a race that it would most
+// likely win the next time: a serialization failure, a deadlock, or a row that
+// somebody else was faster to create.
+func retryAtOnce(err error) bool {
+	if errors.Is(err, errRace) {
+		return true
+	}
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && (pg.Code == "40001" || pg.Code == "40P01")
+}
+
+// lastLine is the part of a many-line error that says why. pgx lists one line
+// for each address it tried.
+func lastLine(err error) string {
+	if err == nil {
+		return "unknown error"
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return "no answer in time"
+	}
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return translatePg(pg).Error()
+	}
+	lines := strings.Split(strings.TrimSpace(err.Error()), "\n")
+	return strings.TrimSpace(lines[len(lines)-1])
+}

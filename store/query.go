@@ -1,0 +1,501 @@
+package store
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"gorm.io/gorm"
+
+	"waymark/workflow"
+)
+
+// workflowRow is a row of workflows as readers want it.
+type workflowRow struct {
+	ID                                   uuid.UUID
+	Name, Owner, Engine                  string
+	RunNumber, Priority, Attempt         int
+	Labels                               map[string]string `gorm:"serializer:json"`
+	Status                               int16
+	Planned                              int
+	JobsCreated, JobsQueued, JobsRunning int
+	JobsFinished, JobsFailed             int
+	JobsStopped, JobsCached              int
+	Claims                               workflow.Claims `gorm:"serializer:json"`
+	CreatedAt, UpdatedAt, LastEventAt    time.Time
+	SubmittedAt                          *time.Time
+	AtRunning, AtFinished                *time.Time
+	AtFailed, AtStopped, AtDeleted       *time.Time
+	Revision                             int64
+}
+
+// TableName tells gorm where the rows are; the connection's search_path says
+// in which schema.
+func (workflowRow) TableName() string { return "workflows" }
+
+const workflowColumns = `id, name, owner, engine, run_number, priority, attempt, labels, status, planned,
+	jobs_created, jobs_queued, jobs_running, jobs_finished, jobs_failed, jobs_stopped, jobs_cached, claims,
+	created_at, updated_at, last_event_at, submitted_at, at_running, at_finished, at_failed, at_stopped, at_deleted, revision`
+
+func (r *workflowRow) summary() workflow.Summary {
+	run := workflow.Run{StatusAt: [workflow.NumStatuses]time.Time{
+		workflow.StatusRunning: deref(r.AtRunning), workflow.StatusFinished: deref(r.AtFinished),
+		workflow.StatusFailed: deref(r.AtFailed), workflow.StatusStopped: deref(r.AtStopped),
+	}}
+	return workflow.Summary{
+		ID: r.ID, Name: r.Name, Owner: r.Owner, RunNumber: r.RunNumber, Engine: r.Engine, Labels: r.Labels, Priority: r.Priority,
+		Attempt: r.Attempt, Status: workflow.Status(r.Status),
+		Counts: workflow.CountsOf(r.Planned, workflow.JobCounts{Created: r.JobsCreated, Queued: r.JobsQueued, Running: r.JobsRunning,
+			Finished: r.JobsFinished, Failed: r.JobsFailed, Stopped: r.JobsStopped, Cached: r.JobsCached}, r.Claims),
+		CreatedAt: r.CreatedAt.UTC(), SubmittedAt: deref(r.SubmittedAt), StartedAt: run.StartedAt(), FinishedAt: run.FinishedAt(),
+		DeletedAt: deref(r.AtDeleted), LastEventAt: r.LastEventAt.UTC(), UpdatedAt: r.UpdatedAt.UTC(), Revision: r.Revision,
+	}
+}
+
+func deref(t *time.Time) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return t.UTC()
+}
+
+// Workflow returns what is known of one workflow; workflow.ErrNotFound if nothing is.
+func (db *DB) Workflow(ctx context.Context, id uuid.UUID) (workflow.Details, error) {
+	summaries, err := db.Summaries(ctx, []uuid.UUID{id})
+	if err != nil {
+		return workflow.Details{}, err
+	}
+	if len(summaries) == 0 {
+		return workflow.Details{}, fmt.Errorf("workflow %s: %w", id, workflow.ErrNotFound)
+	}
+	d := workflow.Details{Summary: summaries[0]}
+	var row struct {
+		Parameters, Specification, Document *string
+		MinJobMemory                        *float64
+		RetryCount                          *int
+	}
+	err = db.gorm.WithContext(ctx).Raw(`
+		SELECT s.parameters::text, s.specification::text, s.min_job_memory, s.retry_count, d.document::text
+		FROM (SELECT $1::uuid AS id, $2::integer AS attempt) w
+		LEFT JOIN submissions s ON s.workflow_id = w.id
+		LEFT JOIN engine_documents d ON d.workflow_id = w.id AND d.attempt = w.attempt`, id, d.Attempt).Scan(&row).Error
+	if err != nil {
+		return workflow.Details{}, fmt.Errorf("reading workflow %s: %w", id, translate(err))
+	}
+	d.Parameters, d.Specification, d.EngineSpecific = raw(row.Parameters), raw(row.Specification), raw(row.Document)
+	if row.MinJobMemory != nil {
+		d.MinJobMemory, d.RetryCount = *row.MinJobMemory, *row.RetryCount
+	}
+	return d, nil
+}
+
+func raw(s *string) json.RawMessage {
+	if s == nil {
+		return nil
+	}
+	return json.RawMessage(*s)
+}
+
+// Summaries returns those of ids that are known, in no particular order.
+func (db *DB) Summaries(ctx context.Context, ids []uuid.UUID) ([]workflow.Summary, error) {
+	var rows []workflowRow
+	err := db.gorm.WithContext(ctx).Select(workflowColumns).Where("id IN ?", ids).Find(&rows).Error
+	if err != nil {
+		return nil, fmt.Errorf("reading %d workflows: %w", len(ids), translate(err))
+	}
+	return summaries(rows), nil
+}
+
+func summaries(rows []workflowRow) []workflow.Summary {
+	all := make([]workflow.Summary, len(rows))
+	for i := range rows {
+		all[i] = rows[i].summary()
+	}
+	return all
+}
+
+// Workflows returns one page of the workflows that f chooses, the newest
+// first. The order is that of CreatedAt and id, which never change, so that
+// pages neither skip nor repeat a workflow while others come and go.
+func (db *DB) Workflows(ctx context.Context, f workflow.Filter) (workflow.Page[workflow.Summary], error) {
+	var page workflow.Page[workflow.Summary]
+	limit, err := pageSize(f.Limit, 50, 1000)
+	if err != nil {
+		return page, err
+	}
+	q := db.gorm.WithContext(ctx).Select(workflowColumns).Order("created_at DESC, id DESC").Limit(limit + 1)
+	if len(f.Statuses) == 0 {
+		q = q.Where("status <> ?", int16(workflow.StatusDeleted))
+	} else {
+		q = q.Where("status IN ?", f.Statuses)
+	}
+	if f.Owner != "" {
+		q = q.Where("owner = ?", f.Owner)
+	}
+	if f.Engine != "" {
+		q = q.Where("engine = ?", f.Engine)
+	}
+	if prefix, ok := strings.CutSuffix(f.Name, "*"); ok && prefix != "" {
+		// A range instead of LIKE: names sort by their bytes, and "%" is no wildcard in them.
+		q = q.Where("name >= ? AND name < ?", prefix, prefix+"\U0010FFFF")
+	} else if f.Name != "" && !ok {
+		q = q.Where("name = ?", f.Name)
+	}
+	if len(f.Labels) > 0 {
+		labels, err := json.Marshal(f.Labels)
+		if err != nil {
+			return page, fmt.Errorf("labels: %w", err)
+		}
+		q = q.Where("labels @> ?::jsonb", string(labels))
+	}
+	if !f.Since.IsZero() {
+		q = q.Where("created_at >= ?", f.Since)
+	}
+	if !f.Until.IsZero() {
+		q = q.Where("created_at < ?", f.Until)
+	}
+	if f.Cursor != "" {
+		var after workflowCursor
+		if err := parseCursor(f.Cursor, &after); err != nil {
+			return page, err
+		}
+		q = q.Where("(created_at, id) < (?, ?)", after.CreatedAt, after.ID)
+	}
+	var rows []workflowRow
+	if err := q.Find(&rows).Error; err != nil {
+		return page, fmt.Errorf("listing workflows: %w", translate(err))
+	}
+	page.AsOf = db.now()
+	if len(rows) > limit {
+		rows = rows[:limit]
+		last := rows[limit-1]
+		page.Next = cursor(workflowCursor{last.CreatedAt.UTC(), last.ID})
+	}
+	page.Items = summaries(rows)
+	return page, nil
+}
+
+type workflowCursor struct {
+	CreatedAt time.Time
+	ID        uuid.UUID
+}
+
+// Jobs returns one page of a workflow's jobs in the order of their ids, which
+// stays the same while the jobs change. It does not tell a workflow without
+// jobs from one that is not known.
+func (db *DB) Jobs(ctx context.Context, id uuid.UUID, f workflow.JobFilter) (workflow.Page[workflow.Job], error) {
+	var page workflow.Page[workflow.Job]
+	limit, err := pageSize(f.Limit, 100, 10000)
+	if err != nil {
+		return page, err
+	}
+	q := db.gorm.WithContext(ctx).Table("jobs").
+		Select(`job_id, run_attempt, attempt, status, cached, exit_code, queued_at, started_at, finished_at, name, path, command, diagnostics, result::text AS result`).
+		Where("workflow_id = ?", id).Order("job_id").Limit(limit + 1)
+	if len(f.Statuses) > 0 {
+		q = q.Where("status IN ?", f.Statuses)
+	}
+	if f.Cursor != "" {
+		var after string
+		if err := parseCursor(f.Cursor, &after); err != nil {
+			return page, err
+		}
+		q = q.Where("job_id > ?", after)
+	}
+	var rows []struct {
+		JobID                           string
+		RunAttempt, Attempt             int
+		Status                          int16
+		Cached                          bool
+		ExitCode                        *int
+		QueuedAt, StartedAt, FinishedAt *time.Time
+		Name, Path, Command             string
+		Diagnostics                     string
+		Result                          *string
+	}
+	if err := q.Find(&rows).Error; err != nil {
+		return page, fmt.Errorf("listing the jobs of %s: %w", id, translate(err))
+	}
+	page.AsOf = db.now()
+	if len(rows) > limit {
+		rows = rows[:limit]
+		page.Next = cursor(rows[limit-1].JobID)
+	}
+	page.Items = make([]workflow.Job, len(rows))
+	for i, r := range rows {
+		page.Items[i] = workflow.Job{
+			ID: r.JobID, RunAttempt: r.RunAttempt, Attempt: r.Attempt, Status: workflow.JobStatus(r.Status), Cached: r.Cached, ExitCode: r.ExitCode,
+			QueuedAt: deref(r.QueuedAt), StartedAt: deref(r.StartedAt), FinishedAt: deref(r.FinishedAt),
+			Name: r.Name, Path: r.Path, Command: r.Command, Diagnostics: r.Diagnostics, Result: raw(r.Result),
+		}
+	}
+	return page, nil
+}
+
+type logCursor struct {
+	At  time.Time
+	Seq int64
+}
+
+// Logs returns one page of the log that f chooses, in the order of event time
+// and then of arrival.
+func (db *DB) Logs(ctx context.Context, id uuid.UUID, f workflow.LogFilter) (workflow.Page[workflow.LogEntry], error) {
+	var page workflow.Page[workflow.LogEntry]
+	limit, err := pageSize(f.Limit, 1000, 10000)
+	if err != nil {
+		return page, err
+	}
+	if f.Tail < 0 || (f.Tail > 0 && f.Cursor != "") {
+		return page, fmt.Errorf("tail %d: expected a positive number, and no cursor beside it", f.Tail)
+	}
+	q := db.gorm.WithContext(ctx).Table("log_chunks").Select("seq, event_time, attempt, job_id, body").Where("workflow_id = ?", id)
+	if !f.AllJobs {
+		q = q.Where("job_id = ?", f.JobID)
+	}
+	switch {
+	case f.Tail > 0:
+		limit = f.Tail
+		q = q.Order("event_time DESC, seq DESC").Limit(limit)
+	default:
+		q = q.Order("event_time, seq").Limit(limit + 1)
+	}
+	if f.Cursor != "" {
+		var after logCursor
+		if err := parseCursor(f.Cursor, &after); err != nil {
+			return page, err
+		}
+		q = q.Where("(event_time, seq) > (?, ?)", after.At, after.Seq)
+	}
+	var rows []struct {
+		Seq       int64
+		EventTime time.Time
+		Attempt   int
+		JobID     string
+		Body      string
+	}
+	if err := q.Find(&rows).Error; err != nil {
+		return page, fmt.Errorf("reading the logs of %s: %w", id, translate(err))
+	}
+	page.AsOf = db.now()
+	if len(rows) > limit {
+		rows = rows[:limit]
+		last := rows[limit-1]
+		page.Next = cursor(logCursor{last.EventTime.UTC(), last.Seq})
+	}
+	page.Items = make([]workflow.LogEntry, len(rows))
+	for i, r := range rows {
+		k := i
+		if f.Tail > 0 {
+			k = len(rows) - 1 - i
+		}
+		page.Items[k] = workflow.LogEntry{Seq: r.Seq, LogChunk: workflow.LogChunk{JobID: r.JobID, Attempt: r.Attempt, At: r.EventTime.UTC(), Text: r.Body}}
+	}
+	return page, nil
+}
+
+// History returns the status changes of a workflow by attempt, then by event
+// time, then by rank.
+func (db *DB) History(ctx context.Context, id uuid.UUID) ([]workflow.HistoryEntry, error) {
+	var rows []struct {
+		Attempt               int
+		Status                int16
+		EventTime, RecordedAt time.Time
+	}
+	err := db.gorm.WithContext(ctx).Raw(`SELECT attempt, status, event_time, recorded_at FROM status_changes WHERE workflow_id = $1 ORDER BY attempt, event_time, status`, id).Scan(&rows).Error
+	if err != nil {
+		return nil, fmt.Errorf("reading the history of %s: %w", id, translate(err))
+	}
+	changes := make([]workflow.HistoryEntry, len(rows))
+	for i, r := range rows {
+		changes[i] = workflow.HistoryEntry{
+			StatusChange: workflow.StatusChange{Attempt: r.Attempt, Status: workflow.Status(r.Status), At: r.EventTime.UTC()},
+			RecordedAt:   r.RecordedAt.UTC(),
+		}
+	}
+	workflow.MarkSuperseded(changes)
+	return changes, nil
+}
+
+// Ledger returns what became of the deliveries of each queue.
+func (db *DB) Ledger(ctx context.Context) ([]workflow.LedgerEntry, error) {
+	var entries []workflow.LedgerEntry
+	err := db.gorm.WithContext(ctx).Raw(`SELECT queue, received, applied, duplicate, stale, dead FROM ledger_balance ORDER BY queue`).Scan(&entries).Error
+	if err != nil {
+		return nil, fmt.Errorf("reading the ledger: %w", translate(err))
+	}
+	return entries, nil
+}
+
+// Outcomes tells what became of messages with these ids. Those that have not
+// had their effect (yet) are missing from the answer.
+func (db *DB) Outcomes(ctx context.Context, messageIDs []string) (map[string]workflow.Outcome, error) {
+	keys := make([]uuid.UUID, len(messageIDs))
+	for i, id := range messageIDs {
+		keys[i] = messageKey(id)
+	}
+	var rows []struct {
+		ID      uuid.UUID
+		Outcome int8
+	}
+	err := db.gorm.WithContext(ctx).Raw(`SELECT id, outcome FROM seen_messages WHERE id IN ?`, keys).Scan(&rows).Error
+	if err != nil {
+		return nil, fmt.Errorf("looking up %d message ids: %w", len(messageIDs), translate(err))
+	}
+	known := make(map[uuid.UUID]workflow.Outcome, len(rows))
+	for _, r := range rows {
+		known[r.ID] = workflow.Outcome(r.Outcome)
+	}
+	outcomes := make(map[string]workflow.Outcome)
+	for i, id := range messageIDs {
+		if o, ok := known[keys[i]]; ok {
+			outcomes[id] = o
+		}
+	}
+	return outcomes, nil
+}
+
+var (
+	hexPrefix = regexp.MustCompile(`^[0-9a-fA-F-]{4,36}$`)
+	numbered  = regexp.MustCompile(`^(.+)[#.]([1-9][0-9]{0,8})$`)
+)
+
+// Find returns the workflow that a person means by ref: an id, the beginning
+// of one (four characters or more), a name (its latest run), or a name with
+// the number of a run, as name#2 or, like REANA's, name.2.
+//
+// Errors wrap workflow.ErrNotFound, or workflow.ErrAmbiguous and list what
+// would have fitted.
+func (db *DB) Find(ctx context.Context, ref string) (uuid.UUID, error) {
+	if id, err := uuid.Parse(ref); err == nil {
+		return id, db.exists(ctx, id)
+	}
+	for _, search := range []func(context.Context, string) ([]found, error){db.findName, db.findNumbered, db.findPrefix} {
+		rows, err := search(ctx, ref)
+		if err != nil {
+			return uuid.Nil, fmt.Errorf("looking for workflow %q: %w", ref, translate(err))
+		}
+		switch {
+		case len(rows) == 1:
+			return rows[0].ID, nil
+		case len(rows) > 1:
+			return uuid.Nil, fmt.Errorf("workflow %q: %w: it fits %s", ref, workflow.ErrAmbiguous, describe(rows))
+		}
+	}
+	return uuid.Nil, fmt.Errorf("workflow %q: %w", ref, workflow.ErrNotFound)
+}
+
+type found struct {
+	ID          uuid.UUID
+	Name, Owner string
+	RunNumber   int
+}
+
+func describe(rows []found) string {
+	var all []string
+	for i, r := range rows {
+		if i == 5 {
+			all = append(all, "…")
+			break
+		}
+		if r.Name == "" {
+			all = append(all, r.ID.String())
+			continue
+		}
+		all = append(all, fmt.Sprintf("%s (%s#%d of %s)", r.ID, r.Name, r.RunNumber, r.Owner))
+	}
+	return strings.Join(all, ", ")
+}
+
+func (db *DB) exists(ctx context.Context, id uuid.UUID) error {
+	var n int64
+	err := db.gorm.WithContext(ctx).Model(&workflowRow{}).Where("id = ?", id).Count(&n).Error
+	if err != nil {
+		return fmt.Errorf("looking for workflow %s: %w", id, translate(err))
+	}
+	if n == 0 {
+		return fmt.Errorf("workflow %s: %w", id, workflow.ErrNotFound)
+	}
+	return nil
+}
+
+func (db *DB) find(ctx context.Context, scope func(*gorm.DB) *gorm.DB) (rows []found, err error) {
+	err = scope(db.gorm.WithContext(ctx).Table("workflows").Select("id, name, owner, run_number")).Find(&rows).Error
+	return rows, err
+}
+
+// findName finds the latest run of each owner's workflow of that name.
+func (db *DB) findName(ctx context.Context, name string) (rows []found, err error) {
+	err = db.gorm.WithContext(ctx).Raw(`
+		SELECT DISTINCT ON (owner) id, name, owner, run_number FROM workflows WHERE name = $1 ORDER BY owner, run_number DESC LIMIT 10`, name).Scan(&rows).Error
+	return rows, err
+}
+
+func (db *DB) findNumbered(ctx context.Context, ref string) ([]found, error) {
+	m := numbered.FindStringSubmatch(ref)
+	if m == nil {
+		return nil, nil
+	}
+	number, err := strconv.Atoi(m[2])
+	if err != nil {
+		return nil, nil
+	}
+	return db.find(ctx, func(q *gorm.DB) *gorm.DB {
+		return q.Where("name = ? AND run_number = ?", m[1], number).Order("owner").Limit(10)
+	})
+}
+
+func (db *DB) findPrefix(ctx context.Context, ref string) ([]found, error) {
+	if !hexPrefix.MatchString(ref) {
+		return nil, nil
+	}
+	digits := strings.ToLower(strings.ReplaceAll(ref, "-", ""))
+	if len(digits) < 4 || len(digits) > 32 {
+		return nil, nil
+	}
+	low, err := uuid.Parse(digits + strings.Repeat("0", 32-len(digits)))
+	if err != nil {
+		return nil, nil
+	}
+	high := uuid.MustParse(digits + strings.Repeat("f", 32-len(digits)))
+	return db.find(ctx, func(q *gorm.DB) *gorm.DB {
+		return q.Where("id BETWEEN ? AND ?", low, high).Order("id").Limit(10)
+	})
+}
+
+func pageSize(limit, standard, most int) (int, error) {
+	switch {
+	case limit == 0:
+		return standard, nil
+	case limit < 0 || limit > most:
+		return 0, fmt.Errorf("limit %d: expected 1 to %d", limit, most)
+	}
+	return limit, nil
+}
+
+var errCursor = errors.New("not a cursor of this list: take it from the page before")
+
+func cursor(at any) string {
+	b, err := json.Marshal(at)
+	if err != nil { // of times, ids and numbers: only a year beyond 9999, which no row has
+		return ""
+	}
+	return base64.RawURLEncoding.EncodeToString(b)
+}
+
+func parseCursor(text string, at any) error {
+	b, err := base64.RawURLEncoding.DecodeString(text)
+	if err == nil {
+		err = json.Unmarshal(b, at)
+	}
+	if err != nil {
+		return fmt.Errorf("cursor %q: %w", text, errCursor)
+	}
+	return nil
+}
