@@ -73,7 +73,14 @@ type Stack struct {
 // did not answer (without its password), that the folder is in use by another
 // process, or what a server wrote before it ended.
 func Start(ctx context.Context, opts Options) (*Stack, error) {
+	if err := errMissing(Missing(opts)...); err != nil {
+		return nil, err
+	}
 	s := &Stack{amqpURL: opts.AMQPURL, databaseURL: opts.DatabaseURL}
+	rabbitNote, postgresNote, err := ping(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
 	if opts.Dir == "" && (opts.AMQPURL == "" || opts.DatabaseURL == "") {
 		dir, err := temporaryFolder()
 		if err != nil {
@@ -83,28 +90,23 @@ func Start(ctx context.Context, opts Options) (*Stack, error) {
 	}
 	temporary := s.remove != ""
 
-	var rabbitNote, postgresNote string
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() (err error) {
-		if opts.AMQPURL != "" {
-			rabbitNote, err = pingRabbitMQ(gctx, opts.AMQPURL)
+	if opts.AMQPURL == "" {
+		g.Go(func() (err error) {
+			if s.rabbitmq, err = startRabbitMQ(gctx, opts, temporary); err == nil {
+				s.amqpURL, rabbitNote = s.rabbitmq.URL(), s.rabbitmq.Note()
+			}
 			return err
-		}
-		if s.rabbitmq, err = startRabbitMQ(gctx, opts, temporary); err == nil {
-			s.amqpURL, rabbitNote = s.rabbitmq.URL(), s.rabbitmq.Note()
-		}
-		return err
-	})
-	g.Go(func() (err error) {
-		if opts.DatabaseURL != "" {
-			postgresNote, err = pingPostgres(gctx, opts.DatabaseURL)
+		})
+	}
+	if opts.DatabaseURL == "" {
+		g.Go(func() (err error) {
+			if s.postgres, err = startPostgres(gctx, opts, temporary); err == nil {
+				s.databaseURL, postgresNote = s.postgres.URL(), s.postgres.Note()
+			}
 			return err
-		}
-		if s.postgres, err = startPostgres(gctx, opts, temporary); err == nil {
-			s.databaseURL, postgresNote = s.postgres.URL(), s.postgres.Note()
-		}
-		return err
-	})
+		})
+	}
 	if err := g.Wait(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -168,6 +170,21 @@ func (s *Stack) Close() error {
 		}
 	})
 	return s.closeErr
+}
+
+// ping says which servers answer at the URLs that opts gives, before anything is
+// started. The error names each that does not.
+func ping(ctx context.Context, opts Options) (rabbitmq, postgres string, err error) {
+	var errs [2]error
+	var g errgroup.Group
+	if opts.AMQPURL != "" {
+		g.Go(func() error { rabbitmq, errs[0] = pingRabbitMQ(ctx, opts.AMQPURL); return nil })
+	}
+	if opts.DatabaseURL != "" {
+		g.Go(func() error { postgres, errs[1] = pingPostgres(ctx, opts.DatabaseURL); return nil })
+	}
+	g.Wait()
+	return rabbitmq, postgres, errors.Join(errs[:]...)
 }
 
 // pingRabbitMQ says which RabbitMQ answers at a given URL.

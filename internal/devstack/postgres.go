@@ -46,9 +46,21 @@ func StartPostgres(ctx context.Context, opts Options) (*Postgres, error) {
 }
 
 func startPostgres(ctx context.Context, opts Options, temporary bool) (*Postgres, error) {
+	p, err := openPostgres(ctx, opts, temporary)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.begin(ctx); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// openPostgres takes the folder and finds the programs.
+func openPostgres(ctx context.Context, opts Options, temporary bool) (*Postgres, error) {
 	initdbs := programs(initdbs)
 	if len(initdbs) == 0 {
-		return nil, errMissing("PostgreSQL", "postgresql")
+		return nil, errMissing("postgresql")
 	}
 	f, err := openFolder(filepath.Join(opts.Dir, "postgres"), "postgres", "nobody")
 	if err != nil {
@@ -62,15 +74,11 @@ func startPostgres(ctx context.Context, opts Options, temporary bool) (*Postgres
 		clean:     syscall.SIGINT,  // "fast": ends sessions, then writes all
 		abort:     syscall.SIGQUIT, // "immediate"; SIGKILL would leave its shared memory
 		failed:    make(chan struct{}),
+
+		choosePort: freePort,
 	}}
 	p.launch, p.ping = p.launchPostmaster, p.pingPostmaster
 	if err := p.choose(ctx, initdbs); err != nil {
-		f.release()
-		return nil, err
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if err := p.start(ctx); err != nil {
 		f.release()
 		return nil, err
 	}
@@ -148,7 +156,6 @@ func (p *Postgres) launchPostmaster(ctx context.Context) ([]*process, error) {
 		"log_timezone=UTC",
 		"fsync=" + durable,
 		"full_page_writes=" + durable,
-		"synchronous_commit=" + durable,
 		// /dev/shm has 64 MB in a container, too little for a large query.
 		"dynamic_shared_memory_type=mmap",
 		"log_line_prefix=%m [%p] ",
@@ -188,9 +195,10 @@ func (p *Postgres) initialise(ctx context.Context) error {
 }
 
 // forgetStranger removes a postmaster.pid whose number now belongs to another
-// program, as it does in a container that was killed and started again:
-// PostgreSQL would take that one for a server on the same data. A file whose
-// process is gone is PostgreSQL's own affair.
+// program, as it does in a container that was killed and started again, or to a
+// zombie, of which a container without an init never gets rid: PostgreSQL would
+// take either for a server on the same data. A file whose process is gone is
+// PostgreSQL's own affair.
 func (p *Postgres) forgetStranger() {
 	name := p.folder.file("data/cluster/postmaster.pid")
 	b, err := os.ReadFile(name)
@@ -198,8 +206,7 @@ func (p *Postgres) forgetStranger() {
 		return
 	}
 	line, _, _ := strings.Cut(string(b), "\n")
-	pid, err := strconv.Atoi(strings.TrimSpace(line))
-	if err == nil && birth(pid) != "" && !isPostgres(pid) {
+	if pid, err := strconv.Atoi(strings.TrimSpace(line)); err == nil && !isPostgres(pid) {
 		os.Remove(name)
 	}
 }

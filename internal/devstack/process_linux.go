@@ -132,7 +132,8 @@ func inhabitants(dir string) []int {
 	return found
 }
 
+// isPostgres reports whether pid is a living PostgreSQL program.
 func isPostgres(pid int) bool {
 	s, ok := readStat(pid)
-	return ok && s.command == "postgres"
+	return ok && s.command == "postgres" && s.state != 'Z' && s.state != 'X'
 }

@@ -1,9 +1,11 @@
 package devstack
 
 import (
+	"cmp"
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -33,31 +35,28 @@ func Missing(opts Options) []string {
 	return packages
 }
 
-// errMissing says what to type.
-func errMissing(product, debianPackage string) error {
-	return fmt.Errorf("%s is not installed; install it with: apt-get install --no-install-recommends %s, or give the URL of a running one", product, debianPackage)
+// errMissing says what to type, nil if nothing is missing.
+func errMissing(debianPackages ...string) error {
+	if len(debianPackages) == 0 {
+		return nil
+	}
+	packages := strings.Join(debianPackages, " ")
+	return fmt.Errorf("not installed: %s; install with: apt-get install --no-install-recommends %s, or give the URL of a running server",
+		strings.Join(debianPackages, ", "), packages)
 }
 
-// programs lists the executable files that places name, best first. Of several
-// versions the newest is first; versions are compared by length and then by
-// letters, so that 9 is before 10 and 9.6 before 9.10.
+// programs lists the executable files that places name, best first, and of
+// several versions in one place the newest first.
 func programs(places []string) []string {
 	var found []string
 	for _, place := range places {
-		if !strings.Contains(place, "/") {
-			if path, err := exec.LookPath(place); err == nil {
-				found = append(found, path)
-			}
-			continue
+		candidates := []string{place} // a name without "/" is looked up in PATH
+		if strings.Contains(place, "/") {
+			candidates, _ = filepath.Glob(place) // the only error is a bad pattern
+			slices.SortFunc(candidates, func(a, b string) int { return compareVersions(b, a) })
 		}
-		matches, _ := filepath.Glob(place) // the only error is a bad pattern
-		for i, m := range matches {
-			for j := i; j > 0 && older(matches[j-1], m); j-- {
-				matches[j-1], matches[j] = m, matches[j-1]
-			}
-		}
-		for _, m := range matches {
-			if path, err := exec.LookPath(m); err == nil {
+		for _, candidate := range candidates {
+			if path, err := exec.LookPath(candidate); err == nil {
 				found = append(found, path)
 			}
 		}
@@ -65,9 +64,35 @@ func programs(places []string) []string {
 	return found
 }
 
-func older(a, b string) bool {
-	if len(a) != len(b) {
-		return len(a) < len(b)
+// compareVersions orders paths so that 9.6 is before 9.10 and that before 16:
+// runs of digits count as numbers.
+func compareVersions(a, b string) int {
+	for a != "" && b != "" {
+		numberA, restA := cutNumber(a)
+		numberB, restB := cutNumber(b)
+		if numberA == "" || numberB == "" {
+			if a[0] != b[0] {
+				return cmp.Compare(a[0], b[0])
+			}
+			a, b = a[1:], b[1:]
+			continue
+		}
+		if c := cmp.Or(cmp.Compare(len(numberA), len(numberB)), cmp.Compare(numberA, numberB)); c != 0 {
+			return c
+		}
+		a, b = restA, restB
 	}
-	return a < b
+	return cmp.Compare(len(a), len(b))
+}
+
+// cutNumber cuts a number, without leading zeros, from the front of s. The
+// number of "0" is "0"; without digits it is empty.
+func cutNumber(s string) (number, rest string) {
+	rest = strings.TrimLeft(s, "0123456789")
+	digits := s[:len(s)-len(rest)]
+	number = strings.TrimLeft(digits, "0")
+	if number == "" && digits != "" {
+		number = "0"
+	}
+	return number, rest
 }

@@ -48,9 +48,21 @@ func StartRabbitMQ(ctx context.Context, opts Options) (*RabbitMQ, error) {
 }
 
 func startRabbitMQ(ctx context.Context, opts Options, temporary bool) (*RabbitMQ, error) {
+	r, err := openRabbitMQ(opts, temporary)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.begin(ctx); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// openRabbitMQ takes the folder and finds the programs.
+func openRabbitMQ(opts Options, temporary bool) (*RabbitMQ, error) {
 	servers, epmds := programs(rabbitmqServers), programs(epmds)
 	if len(servers) == 0 || len(epmds) == 0 {
-		return nil, errMissing("RabbitMQ", "rabbitmq-server")
+		return nil, errMissing("rabbitmq-server")
 	}
 	f, err := openFolder(filepath.Join(opts.Dir, "rabbitmq"), "rabbitmq", "nobody")
 	if err != nil {
@@ -64,17 +76,12 @@ func startRabbitMQ(ctx context.Context, opts Options, temporary bool) (*RabbitMQ
 		clean:     syscall.SIGTERM,
 		abort:     syscall.SIGKILL,
 		failed:    make(chan struct{}),
+
+		choosePort: freePort,
 	}}
 	r.programs.server, r.programs.epmd = servers[0], epmds[0]
 	r.programs.ctl = filepath.Join(filepath.Dir(servers[0]), "rabbitmqctl")
 	r.launch, r.ping = r.launchNode, r.pingNode
-
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if err := r.start(ctx); err != nil {
-		f.release()
-		return nil, err
-	}
 	return r, nil
 }
 

@@ -25,6 +25,8 @@ type server struct {
 	clean     syscall.Signal
 	// abort ends the server at once, and as tidily as that allows.
 	abort syscall.Signal
+	// choosePort is freePort, given the port of the last time.
+	choosePort func(preferred int) (int, error)
 	// launch starts the programs on s.port; the last one is the server itself.
 	// What it returns is running also if it returns an error.
 	launch func(ctx context.Context) ([]*process, error)
@@ -44,6 +46,17 @@ type server struct {
 // errPortTaken: somebody took the port between our choice and the server's.
 var errPortTaken = errors.New("the port was taken meanwhile")
 
+// begin is the first start. If it fails, the server is closed.
+func (s *server) begin(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.start(ctx); err != nil {
+		s.folder.release()
+		return err
+	}
+	return nil
+}
+
 // start starts the server and returns when it answers. The first start chooses
 // a port, later ones keep it. s.mu is held.
 func (s *server) start(ctx context.Context) error {
@@ -57,7 +70,7 @@ func (s *server) start(ctx context.Context) error {
 			if attempt > 1 {
 				preferred = 0
 			}
-			port, err := freePort(preferred)
+			port, err := s.choosePort(preferred)
 			if err != nil {
 				return err
 			}
