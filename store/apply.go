@@ -30,7 +30,7 @@ const applyTries = 5
 // the error is too.
 //
 // Errors: workflow.ErrRejected if the data of some message cannot be stored;
-// ErrUnknownWorkflow, with outcomes that name the messages, if unknown
+// workflow.ErrUnknownWorkflow, with outcomes that name the messages, if unknown
 // workflows are to be dead-lettered and the batch holds some. In both cases
 // nothing was written and a smaller batch may succeed. Any other error is the
 // database's trouble, and the batch may be tried again as it is.
@@ -44,7 +44,7 @@ func (db *DB) Apply(ctx context.Context, b *workflow.Batch) ([]workflow.Outcome,
 }
 
 func wrapApply(b *workflow.Batch, err error) error {
-	if err == nil || errors.Is(err, ErrUnknownWorkflow) {
+	if err == nil || errors.Is(err, workflow.ErrUnknownWorkflow) {
 		return err
 	}
 	return fmt.Errorf("applying %d messages of %s: %w", len(b.Deliveries), b.Queue, translate(err))
@@ -170,7 +170,7 @@ func (a *application) load(ctx context.Context) error {
 		}
 		if a.ids[i] = messageKey(d.MessageID); a.ids[i] != uuid.Nil {
 			keys = append(keys, a.ids[i])
-		} else if d.Redelivered && d.Status != nil {
+		} else if d.Redelivered && d.Digest != uuid.Nil {
 			digests = append(digests, d.Digest)
 		}
 		if d.Submission != nil {
@@ -268,7 +268,7 @@ func (a *application) fold() error {
 		unknown = unknown || a.outcomes[i] == workflow.Unknown
 	}
 	if unknown {
-		return ErrUnknownWorkflow
+		return workflow.ErrUnknownWorkflow
 	}
 	return nil
 }

@@ -324,7 +324,7 @@ func TestUnknownWorkflows(t *testing.T) {
 		return status(workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusRunning, EventTime: at(1)})
 	}
 	outcomes, err := db.Apply(t.Context(), a.batch(running(unknown), submission, running(known)))
-	if !errors.Is(err, store.ErrUnknownWorkflow) {
+	if !errors.Is(err, workflow.ErrUnknownWorkflow) {
 		t.Fatalf("Apply = %v, %v; want ErrUnknownWorkflow", outcomes, err)
 	}
 	wantOutcomes(t, outcomes, workflow.Unknown, workflow.Applied, workflow.Applied)

@@ -17,10 +17,6 @@ var (
 	ErrSchemaNewer = errors.New("the database is newer than this binary: upgrade waymark")
 	// ErrSchemaOlder says that the schema is missing or not up to date.
 	ErrSchemaOlder = errors.New("the database needs a migration: run `waymark migrate`")
-	// ErrUnknownWorkflow says that a batch holds status messages for workflows
-	// that are not known, and that it was told to accept only known ones.
-	// Nothing was written.
-	ErrUnknownWorkflow = errors.New("unknown workflow")
 )
 
 // parseError is the error of an unusable URL without the URL, which may hold a

@@ -72,6 +72,10 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrAmbiguous says that a name or a shortened id fits more than one workflow.
 	ErrAmbiguous = errors.New("ambiguous")
+	// ErrUnknownWorkflow says that a batch holds status messages for workflows
+	// that are not known, and that the store was told to accept only known
+	// ones. Nothing was written.
+	ErrUnknownWorkflow = errors.New("unknown workflow")
 	// ErrRejected says that the data of a message cannot be stored, now or
 	// later: trying again will not help. The consumer looks for the one
 	// message to blame and dead-letters it.

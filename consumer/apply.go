@@ -1,0 +1,164 @@
+package consumer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"waymark/internal/broker"
+	"waymark/internal/wire"
+	"waymark/workflow"
+)
+
+// Reasons for which the consumer dead-letters what the codec has accepted. They
+// travel in headers, so they are never renamed.
+const (
+	// ReasonRejected: the database refused the data.
+	ReasonRejected = "rejected"
+	// ReasonUnknownWorkflow: the workflow is not known, and only known ones
+	// are accepted.
+	ReasonUnknownWorkflow = "unknown-workflow"
+)
+
+// process gives a batch its effect and acknowledges it. An error means that
+// the session is over, or the drain timeout: what is not acknowledged comes again.
+func (c *Consumer) process(ctx context.Context, s *session, b *batch) error {
+	good := make([]*item, 0, len(b.items))
+	var bad []*item
+	for i := range b.items {
+		if it := &b.items[i]; it.refused != nil {
+			bad = append(bad, it)
+		} else {
+			good = append(good, it)
+		}
+	}
+	if err := c.bury(ctx, s, bad); err != nil {
+		return err
+	}
+	if err := c.apply(ctx, s, good, len(bad)); err != nil {
+		return err
+	}
+	if err := s.ch.Ack(b.items[len(b.items)-1].tag, true); err != nil {
+		return broker.Explain(err)
+	}
+	return nil
+}
+
+// bury dead-letters items that cannot be read. They are entered in the ledger
+// by the transaction of their batch.
+func (c *Consumer) bury(ctx context.Context, s *session, items []*item) error {
+	letters := make([]letter, len(items))
+	for i, it := range items {
+		letters[i] = letter{item: it}
+		letters[i].reason, letters[i].pointer, letters[i].message = wire.Describe(it.refused)
+	}
+	return c.publishDead(ctx, s, letters)
+}
+
+func (c *Consumer) publishDead(ctx context.Context, s *session, letters []letter) error {
+	if len(letters) == 0 {
+		return nil
+	}
+	if err := s.dead.publish(ctx, c.cfg.Queue, letters); err != nil {
+		return fmt.Errorf("dead-lettering %d messages of %q: %w", len(letters), c.cfg.Queue, err)
+	}
+	for _, l := range letters {
+		c.metrics.deadLettered(l.reason)
+	}
+	c.cfg.Logger.Warn("messages were dead-lettered", "queue", c.cfg.Queue, "count", len(letters), "reason", letters[0].reason, "pointer", letters[0].pointer)
+	return nil
+}
+
+// apply applies items in one transaction, or in several where the store
+// refuses some for what they hold. dead is the number of dead letters to enter
+// in the ledger with them.
+func (c *Consumer) apply(ctx context.Context, s *session, items []*item, dead int) error {
+	if len(items) == 0 && dead == 0 {
+		return nil
+	}
+	outcomes, err := c.applyUntilAnswered(ctx, s, items, dead)
+	switch {
+	case err == nil:
+		c.metrics.applied(outcomes, dead)
+		return nil
+	case errors.Is(err, workflow.ErrUnknownWorkflow):
+		return c.withoutUnknown(ctx, s, items, outcomes, dead)
+	case errors.Is(err, workflow.ErrRejected):
+		return c.split(ctx, s, items, dead, err)
+	default:
+		return err
+	}
+}
+
+// split looks for the message that the store refuses by halving the batch.
+func (c *Consumer) split(ctx context.Context, s *session, items []*item, dead int, refusal error) error {
+	if len(items) <= 1 {
+		if len(items) == 0 {
+			return refusal // an entry in the ledger alone was refused: no message is to blame
+		}
+		if err := c.publishDead(ctx, s, []letter{{item: items[0], reason: ReasonRejected, message: refusal.Error()}}); err != nil {
+			return err
+		}
+		return c.apply(ctx, s, nil, dead+1)
+	}
+	half := len(items) / 2
+	if err := c.apply(ctx, s, items[:half], dead); err != nil {
+		return err
+	}
+	return c.apply(ctx, s, items[half:], 0)
+}
+
+// withoutUnknown dead-letters the messages for unknown workflows and applies
+// the others.
+func (c *Consumer) withoutUnknown(ctx context.Context, s *session, items []*item, outcomes []workflow.Outcome, dead int) error {
+	var known []*item
+	var letters []letter
+	for i, it := range items {
+		if outcomes[i] == workflow.Unknown {
+			letters = append(letters, letter{item: it, reason: ReasonUnknownWorkflow, pointer: "/workflow_uuid",
+				message: fmt.Sprintf("no submission of workflow %s has arrived", it.WorkflowID())})
+		} else {
+			known = append(known, it)
+		}
+	}
+	if err := c.publishDead(ctx, s, letters); err != nil {
+		return err
+	}
+	return c.apply(ctx, s, known, dead+len(letters))
+}
+
+// applyUntilAnswered tries until the store has answered about this batch, or
+// the session is over. All tries have one number: if an answer was lost after
+// a commit, the store recognises the batch.
+func (c *Consumer) applyUntilAnswered(ctx context.Context, s *session, items []*item, dead int) ([]workflow.Outcome, error) {
+	c.number++
+	b := &workflow.Batch{Queue: c.cfg.Queue, Consumer: c.id, Number: c.number, Session: s.id, Dead: dead, Deliveries: make([]workflow.Delivery, len(items))}
+	for i, it := range items {
+		b.Deliveries[i] = it.Delivery
+	}
+	pause := broker.NewBackoff()
+	for {
+		began := time.Now()
+		outcomes, err := c.cfg.Store.Apply(ctx, b)
+		c.metrics.tried(len(items), time.Since(began), err)
+		if err == nil || errors.Is(err, workflow.ErrRejected) || errors.Is(err, workflow.ErrUnknownWorkflow) {
+			if c.storeIs(nil) {
+				c.cfg.Logger.Info("the database answers again", "queue", c.cfg.Queue)
+			}
+			return outcomes, err
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		wait := pause.NextBackOff()
+		if c.storeIs(err) {
+			c.cfg.Logger.Warn("consumption is paused: the database does not take messages", "queue", c.cfg.Queue, "err", err, "retry_in", wait)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(wait):
+		}
+	}
+}

@@ -1,0 +1,154 @@
+package consumer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"waymark/internal/broker"
+	"waymark/internal/wire"
+)
+
+// Headers of a dead letter. They are a contract with those who read the queue.
+const (
+	// HeaderReason is a word such as "schema" or "rejected".
+	HeaderReason = "x-waymark-reason"
+	// HeaderPointer is the JSON pointer of the value to blame, if one is.
+	HeaderPointer = "x-waymark-pointer"
+	// HeaderError says in words what is wrong.
+	HeaderError = "x-waymark-error"
+	// HeaderFirstSeen is when the message was first dead-lettered, in RFC 3339.
+	HeaderFirstSeen = "x-waymark-first-seen"
+	// HeaderLastSeen is when it was last dead-lettered, in RFC 3339.
+	HeaderLastSeen = "x-waymark-last-seen"
+	// HeaderQueue is the queue it came from, and goes back to when replayed.
+	HeaderQueue = "x-waymark-queue"
+	// HeaderCount says how often it has been dead-lettered.
+	HeaderCount = "x-waymark-count"
+)
+
+// letter is a message to be dead-lettered, and why.
+type letter struct {
+	*item
+	reason, pointer, message string
+}
+
+// deadLetters publishes to the dead-letter queue.
+type deadLetters struct {
+	conn  *amqp.Connection
+	queue broker.Queue
+}
+
+// confirmTimeout is how long the broker may take to confirm dead letters.
+const confirmTimeout = 30 * time.Second
+
+// publish returns once the broker has taken responsibility for every letter.
+func (d *deadLetters) publish(ctx context.Context, from string, letters []letter) error {
+	ctx, cancel := context.WithTimeout(ctx, confirmTimeout)
+	defer cancel()
+	for again := false; ; again = true {
+		returned, err := d.publishOnce(ctx, from, letters)
+		if err != nil || !returned {
+			return err
+		}
+		if again {
+			return fmt.Errorf("queue %q takes no messages although it was declared", d.queue.Name)
+		}
+		// Somebody deleted the queue: the broker has confirmed, and thrown away.
+		if err := broker.Declare(d.conn, d.queue); err != nil {
+			return err
+		}
+	}
+}
+
+// publishOnce publishes every letter once and reports whether any came back.
+// It does so on a channel of its own: confirms and returns belong to a channel,
+// and dead letters are rare.
+func (d *deadLetters) publishOnce(ctx context.Context, from string, letters []letter) (returned bool, err error) {
+	ch, err := d.conn.Channel()
+	if err != nil {
+		return false, broker.Explain(err)
+	}
+	defer ch.Close()
+	if err := ch.Confirm(false); err != nil {
+		return false, broker.Explain(err)
+	}
+	// A Return comes before its confirm, and with room for all none waits.
+	returns := ch.NotifyReturn(make(chan amqp.Return, len(letters)))
+	confirms := make([]*amqp.DeferredConfirmation, len(letters))
+	for i := range letters {
+		confirms[i], err = ch.PublishWithDeferredConfirmWithContext(ctx, "", d.queue.Name, true, false, letters[i].publishing(from))
+		if err != nil {
+			return false, broker.Explain(err)
+		}
+	}
+	for _, confirm := range confirms {
+		ok, err := confirm.WaitContext(ctx)
+		if err != nil {
+			return false, fmt.Errorf("waiting for the confirm: %w", err)
+		}
+		if !ok {
+			return false, errors.New("the broker refused the message")
+		}
+	}
+	select {
+	case _, returned = <-returns:
+	default:
+	}
+	return returned, nil
+}
+
+// letterSpace is the namespace of the ids of dead letters that had none.
+var letterSpace = uuid.NewSHA1(uuid.NameSpaceURL, []byte("waymark:dead-letter"))
+
+// publishing is the message as it was, with the reason in its headers.
+func (l *letter) publishing(from string) amqp.Publishing {
+	d := &l.raw
+	headers := amqp.Table{}
+	maps.Copy(headers, d.Headers)
+	now := l.arrived.Format(time.RFC3339Nano)
+	count, _ := headers[HeaderCount].(int64)
+	headers[HeaderCount] = count + 1
+	if first, ok := headers[HeaderFirstSeen].(string); !ok || first == "" {
+		headers[HeaderFirstSeen] = now
+	}
+	headers[HeaderLastSeen] = now
+	headers[HeaderReason] = l.reason
+	headers[HeaderPointer] = short(l.pointer)
+	headers[HeaderError] = short(l.message)
+	headers[HeaderQueue] = from
+	id := d.MessageId
+	if id == "" {
+		// The same for a message that is dead-lettered twice because its ack was
+		// lost: whoever looks can tell, and a replay counts it once.
+		digest := wire.Digest(d.Body)
+		id = uuid.NewSHA1(letterSpace, digest[:]).String()
+	}
+	return amqp.Publishing{
+		Headers: headers, Body: d.Body, MessageId: id, DeliveryMode: amqp.Persistent,
+		ContentType: d.ContentType, ContentEncoding: d.ContentEncoding, CorrelationId: d.CorrelationId, ReplyTo: d.ReplyTo,
+		Timestamp: d.Timestamp, Type: d.Type, AppId: d.AppId, Priority: d.Priority,
+		// Not Expiration: a dead letter stays until somebody has looked at it. Not
+		// UserId: the broker checks it against our own login.
+	}
+}
+
+// short keeps headers within what a frame carries.
+func short(s string) string {
+	const most = 1000
+	if len(s) <= most {
+		return s
+	}
+	cut := s[:most]
+	for !utf8.ValidString(cut) {
+		cut = cut[:len(cut)-1]
+	}
+	return strings.TrimSpace(cut) + "…"
+}

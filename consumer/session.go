@@ -1,0 +1,209 @@
+package consumer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"waymark/internal/broker"
+)
+
+// errClosed says that the broker took the consume away, such as by deleting
+// the queue, or that the connection went without a reason.
+var errClosed = errors.New("the broker ended the session")
+
+// session is one connection, one channel, one consume.
+type session struct {
+	id   uuid.UUID
+	conn *amqp.Connection
+	ch   *amqp.Channel
+	dead *deadLetters
+	// gone is closed when the connection or the channel is.
+	gone chan struct{}
+	err  error // why; valid once gone is closed
+}
+
+// session opens a session and works until it ends or ctx does; then it drains.
+func (c *Consumer) session(ctx context.Context) (err error) {
+	s, deliveries, err := c.open(ctx)
+	if err != nil {
+		return err
+	}
+	c.brokerIs(nil)
+	c.cfg.Logger.Info("consuming", "queue", c.cfg.Queue, "topology", c.cfg.Topology, "prefetch", c.cfg.Prefetch)
+	defer s.conn.Close() // gives unacknowledged deliveries back to the broker
+
+	ready := make(chan *batch)
+	gathered := make(chan struct{})
+	gathering, stop := context.WithCancel(ctx)
+	go func() {
+		defer close(gathered)
+		c.gather(gathering, deliveries, ready)
+	}()
+	// Draining may outlive ctx, but not for ever.
+	applying, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	unwatch := context.AfterFunc(ctx, func() {
+		timer := time.AfterFunc(c.cfg.DrainTimeout, func() { cancel(errors.New("the drain timeout has passed")) })
+		context.AfterFunc(applying, func() { timer.Stop() })
+	})
+	defer unwatch()
+	go func() {
+		// Without its session a batch cannot be settled: it will come again.
+		select {
+		case <-s.gone:
+			cancel(s.err)
+		case <-applying.Done():
+		}
+	}()
+	for b := range ready {
+		if err = c.process(applying, s, b); err != nil {
+			break
+		}
+	}
+	stop()
+	for range ready { // the gatherer may be about to hand over a last batch
+	}
+	<-gathered
+	if err == nil && ctx.Err() == nil {
+		<-s.gone
+		err = s.err
+	}
+	return err
+}
+
+func (c *Consumer) open(ctx context.Context) (_ *session, _ <-chan amqp.Delivery, err error) {
+	conn, err := broker.Dial(ctx, broker.Config{URL: c.cfg.URL, TLS: c.cfg.TLS, ConnectionName: c.cfg.ConnectionName})
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() {
+		if err != nil {
+			conn.Close()
+		}
+	}()
+	// Whatever blocks here ends with ctx.
+	unwatch := context.AfterFunc(ctx, func() { conn.CloseDeadline(time.Now().Add(time.Second)) })
+	defer unwatch()
+	if err := broker.Declare(conn, c.queue, c.cfg.Topology.DeadLetter(c.cfg.Queue)); err != nil {
+		return nil, nil, err
+	}
+	ch, err := conn.Channel()
+	if err != nil {
+		return nil, nil, broker.Explain(err)
+	}
+	if err := ch.Qos(c.cfg.Prefetch, 0, false); err != nil {
+		return nil, nil, broker.Explain(err)
+	}
+	s := &session{id: uuid.New(), conn: conn, ch: ch, gone: make(chan struct{})}
+	s.dead = &deadLetters{conn: conn, queue: c.cfg.Topology.DeadLetter(c.cfg.Queue)}
+	connClosed := conn.NotifyClose(make(chan *amqp.Error, 1))
+	chClosed := ch.NotifyClose(make(chan *amqp.Error, 1))
+	cancelled := ch.NotifyCancel(make(chan string, 1))
+	deliveries, err := ch.Consume(c.cfg.Queue, "", false, false, false, false, nil)
+	if err != nil {
+		return nil, nil, broker.Explain(err)
+	}
+	go func() {
+		defer close(s.gone)
+		s.err = errClosed
+		var reason *amqp.Error
+		for {
+			select {
+			case reason = <-connClosed:
+			case reason = <-chClosed:
+			case _, ok := <-cancelled:
+				if !ok { // the channel is closing, which the others tell more of
+					cancelled = nil
+					continue
+				}
+				s.err = fmt.Errorf("%w: queue %q was deleted or moved", errClosed, c.cfg.Queue)
+			}
+			if reason != nil {
+				s.err = broker.Explain(reason)
+			}
+			return
+		}
+	}()
+	return s, deliveries, nil
+}
+
+// gather reads deliveries, decodes them and hands them over in batches, until
+// ctx or the deliveries end. It closes ready.
+//
+// While the last batch is being applied the next one grows. An idle applier
+// gets what there is at once, unless messages come fast: then a short wait
+// saves many small transactions.
+func (c *Consumer) gather(ctx context.Context, deliveries <-chan amqp.Delivery, ready chan<- *batch) {
+	defer close(ready)
+	chunk := make([]amqp.Delivery, 0, c.cfg.BatchSize)
+	next := new(batch)
+	last := 0 // size of the batch before
+	linger := time.NewTimer(0)
+	<-linger.C
+	for {
+		in, out := deliveries, ready
+		if len(next.items) >= c.cfg.BatchSize || next.bytes >= maxBatchBytes {
+			in = nil
+		}
+		if len(next.items) == 0 {
+			out = nil
+		} else if in != nil && next.lingering {
+			out = nil
+		}
+		select {
+		case <-ctx.Done():
+			if len(next.items) > 0 {
+				// Gathered is as good as promised: the applier drains it.
+				next.lingering = false
+				ready <- next
+			}
+			return
+		case <-linger.C:
+			next.lingering = false
+		case out <- next:
+			last = len(next.items)
+			next = new(batch)
+		case d, ok := <-in:
+			if !ok {
+				return // the session is over, nothing gathered can be settled
+			}
+			chunk = drain(append(chunk[:0], d), in, c.cfg.BatchSize-len(next.items))
+			if len(next.items) == 0 && c.cfg.Linger > 0 && last+len(chunk) >= lingerFrom {
+				next.lingering = true
+				linger.Reset(c.cfg.Linger)
+			}
+			c.decode(next, chunk)
+			clear(chunk) // the bodies are done with
+		}
+	}
+}
+
+const (
+	// maxBatchBytes ends a batch of large bodies early: a transaction of a
+	// hundred megabytes helps nobody.
+	maxBatchBytes = 32 << 20
+	// lingerFrom is how many messages, in the last batch and at once, count as
+	// coming fast.
+	lingerFrom = 8
+)
+
+// drain appends what can be had from in without waiting, up to max in all.
+func drain(chunk []amqp.Delivery, in <-chan amqp.Delivery, max int) []amqp.Delivery {
+	for len(chunk) < max {
+		select {
+		case d, ok := <-in:
+			if !ok {
+				return chunk // the next read learns of it too
+			}
+			chunk = append(chunk, d)
+		default:
+			return chunk
+		}
+	}
+	return chunk
+}
