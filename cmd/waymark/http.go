@@ -1,0 +1,103 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+)
+
+// readiness is the answer of /readyz.
+type readiness struct {
+	Ready    bool   `json:"ready"`
+	Broker   health `json:"broker"`
+	Database health `json:"database"`
+}
+
+// health of one server, as seen by this process.
+type health struct {
+	OK    bool    `json:"ok"`
+	Error *string `json:"error"`
+}
+
+func healthOf(err error) health {
+	if err == nil {
+		return health{OK: true}
+	}
+	return health{Error: known(err.Error())}
+}
+
+// listenHTTP opens the address of the operator's endpoints; nil if they are off.
+func listenHTTP(ctx context.Context, address string) (net.Listener, error) {
+	if address == "off" || address == "" {
+		return nil, nil
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return nil, usage("http.listen: %s is in use, maybe by another waymark serve: choose another with --http-listen, or off", address)
+	case err != nil:
+		return nil, usage("http.listen: %w", err)
+	}
+	return l, nil
+}
+
+// serveHTTP answers on l until ctx ends.
+func serveHTTP(ctx context.Context, l net.Listener, logger *slog.Logger, registry *prometheus.Registry, ready func() readiness) error {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		fmt.Fprintln(w, "ok") // whoever asked and left does not need the answer
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		answer := ready()
+		text, err := json.Marshal(answer)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		if !answer.Ready {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+		_, _ = w.Write(append(text, '\n'))
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{Registry: registry}))
+	server := &http.Server{
+		Handler:           mux,
+		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      30 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+	}
+	logger.Info("listening", "address", "http://"+l.Addr().String(), "paths", "/healthz /readyz /metrics")
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serving HTTP on %s: %w", l.Addr(), err)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		<-ctx.Done()
+		// The requests under way may end though the program is told to.
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		if err := server.Shutdown(closing); err != nil {
+			return server.Close()
+		}
+		return nil
+	})
+	return g.Wait()
+}

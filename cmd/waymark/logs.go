@@ -1,0 +1,277 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+
+	"waymark/store"
+	"waymark/workflow"
+)
+
+func (a *app) logsCommand() *cobra.Command {
+	var filter workflow.LogFilter
+	var follow, raw bool
+	var tail int
+	cmd := &cobra.Command{
+		Use:   "logs WORKFLOW",
+		Short: "Show the log of a workflow or of its jobs",
+		Long: `Show the log of a workflow, of one of its jobs, or of all together.
+
+Logs are what programs wrote, and may hold anything. Characters that control a
+terminal are shown as escapes, unless --raw is given.
+
+` + workflowHelp,
+		Example: `  waymark logs fit
+  waymark logs fit --all-jobs --tail 20
+  waymark logs fit --follow`,
+		Args: args(1, 1, workflowArgument),
+		RunE: func(cmd *cobra.Command, refs []string) error {
+			if tail < 0 || tail > maxTail {
+				return usage("--tail: expected 1 to %d lines, found %d", maxTail, tail)
+			}
+			o := a.output(cmd)
+			p := &logPrinter{o: o, raw: raw, heads: filter.AllJobs}
+			return a.withStore(cmd, func(ctx context.Context, _ *config, db *store.DB) error {
+				id, err := db.Find(ctx, refs[0])
+				if err != nil {
+					return err
+				}
+				switch {
+				case follow:
+					return p.follow(ctx, db, id, filter, tail)
+				case tail > 0:
+					return p.tail(ctx, db, id, filter, tail)
+				}
+				return p.all(ctx, db, id, filter)
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&filter.JobID, "job", "", "the log of the job with this `id`")
+	f.BoolVar(&filter.AllJobs, "all-jobs", false, "the log of the run and of all its jobs, in the order of time")
+	f.IntVar(&tail, "tail", 0, "only the last so many `lines`")
+	f.BoolVar(&follow, "follow", false, "go on with what comes, until the run ends")
+	f.BoolVar(&raw, "raw", false, "show the bytes as they are")
+	cmd.MarkFlagsMutuallyExclusive("job", "all-jobs")
+	addOutputFlags(cmd, formatTable, formatJSON, formatJSONL)
+	addConfigFlags(cmd, "database", "log")
+	return cmd
+}
+
+// maxTail bounds the lines, and so the chunks, that are read at once.
+const maxTail = 10_000
+
+// logPrinter writes log chunks in the form that was asked for.
+type logPrinter struct {
+	o     *output
+	raw   bool
+	heads bool   // a line says whose log follows
+	last  string // job whose log was written last
+	began bool
+	wrote int
+}
+
+// all writes the whole log.
+func (p *logPrinter) all(ctx context.Context, db *store.DB, id uuid.UUID, filter workflow.LogFilter) error {
+	for {
+		page, err := db.Logs(ctx, id, filter)
+		if err != nil {
+			return err
+		}
+		for i := range page.Items {
+			if err := p.write(&page.Items[i]); err != nil {
+				return err
+			}
+		}
+		if filter.Cursor = page.Next; page.Next == "" {
+			return p.end()
+		}
+	}
+}
+
+// tail writes the last lines.
+func (p *logPrinter) tail(ctx context.Context, db *store.DB, id uuid.UUID, filter workflow.LogFilter, lines int) error {
+	chunks, err := lastChunks(ctx, db, id, filter, lines)
+	if err != nil {
+		return err
+	}
+	for i := range chunks {
+		if err := p.write(&chunks[i]); err != nil {
+			return err
+		}
+	}
+	return p.end()
+}
+
+// lastChunks reads the chunks of the last lines, the first of them cut. A
+// chunk has a line at least, so as many chunks are enough.
+func lastChunks(ctx context.Context, db *store.DB, id uuid.UUID, filter workflow.LogFilter, lines int) ([]workflow.LogEntry, error) {
+	filter.Tail = lines
+	page, err := db.Logs(ctx, id, filter)
+	if err != nil {
+		return nil, err
+	}
+	for i, chunk := range slices.Backward(page.Items) {
+		text := wholeLines(chunk.Text)
+		n := strings.Count(text, "\n")
+		if n < lines {
+			lines -= n
+			continue
+		}
+		all := strings.SplitAfter(text, "\n")
+		page.Items[i].Text = strings.Join(all[n-lines:], "")
+		return page.Items[i:], nil
+	}
+	return page.Items, nil
+}
+
+// follow writes the log and what comes until the run ends. Chunks come in no
+// certain order: one that was delayed has its place among those written long
+// ago. What counts is therefore whether a chunk was written, not its place.
+func (p *logPrinter) follow(ctx context.Context, db *store.DB, id uuid.UUID, filter workflow.LogFilter, tail int) error {
+	written := make(map[int64]struct{})
+	skip := int64(0) // chunks up to this one were there before the tail
+	if tail > 0 {
+		chunks, err := lastChunks(ctx, db, id, filter, tail)
+		if err != nil {
+			return err
+		}
+		for i := range chunks {
+			if err := p.write(&chunks[i]); err != nil {
+				return err
+			}
+			written[chunks[i].Seq] = struct{}{}
+			skip = max(skip, chunks[i].Seq)
+		}
+	}
+	// fresh writes those of the chunks that are new, and says whether any was not.
+	fresh := func(chunks []workflow.LogEntry) (old bool, err error) {
+		for i := range chunks {
+			seq := chunks[i].Seq
+			if _, known := written[seq]; known || seq <= skip {
+				old = true
+				continue
+			}
+			if err := p.write(&chunks[i]); err != nil {
+				return old, err
+			}
+			written[seq] = struct{}{}
+		}
+		return old, nil
+	}
+	everything := func(ctx context.Context) error {
+		for f := filter; ; {
+			page, err := db.Logs(ctx, id, f)
+			if err != nil {
+				return err
+			}
+			if _, err := fresh(page.Items); err != nil {
+				return err
+			}
+			if f.Cursor = page.Next; page.Next == "" {
+				return nil
+			}
+		}
+	}
+	return listen(ctx, db, func(ctx context.Context, all bool, ids []uuid.UUID) error {
+		if !all && !slices.Contains(ids, id) {
+			return nil
+		}
+		// The status first: what was logged before the end is then there to be read.
+		runs, err := db.Summaries(ctx, []uuid.UUID{id})
+		if err != nil {
+			return err
+		}
+		ended := len(runs) == 0 || runs[0].Status.Terminal()
+		if all || ended {
+			if err := everything(ctx); err != nil {
+				return err
+			}
+		} else {
+			// The end of the log usually has all the news. If it has nothing
+			// but news there may be more before it.
+			f := filter
+			f.Tail = 200
+			page, err := db.Logs(ctx, id, f)
+			if err != nil {
+				return err
+			}
+			known := func(e workflow.LogEntry) bool { _, is := written[e.Seq]; return is || e.Seq <= skip }
+			if len(page.Items) < f.Tail || slices.ContainsFunc(page.Items, known) {
+				_, err = fresh(page.Items)
+			} else {
+				err = everything(ctx)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		if ended {
+			if err := p.end(); err != nil {
+				return err
+			}
+			return errDone
+		}
+		return nil
+	})
+}
+
+func (p *logPrinter) write(e *workflow.LogEntry) error {
+	switch p.o.format {
+	case formatJSONL:
+		return p.o.line(viewLog(e))
+	case formatJSON:
+		text, err := encode(viewLog(e))
+		if err != nil {
+			return err
+		}
+		separator := ",\n    "
+		if p.wrote == 0 {
+			separator = "{\n  \"logs\": [\n    "
+		}
+		p.wrote++
+		_, err = fmt.Fprintf(p.o.w, "%s%s", separator, text)
+		return err
+	}
+	if p.heads && (!p.began || e.JobID != p.last) {
+		head := "==> run <=="
+		if e.JobID != "" {
+			head = "==> job " + harmless(e.JobID) + " <=="
+		}
+		if _, err := fmt.Fprintln(p.o.w, p.o.bold(head)); err != nil {
+			return err
+		}
+	}
+	p.began, p.last = true, e.JobID
+	text := wholeLines(e.Text)
+	if !p.raw {
+		text = harmlessLog(text)
+	}
+	_, err := fmt.Fprint(p.o.w, text)
+	return err
+}
+
+func (p *logPrinter) end() error {
+	if p.o.format != formatJSON {
+		return nil
+	}
+	text := "\n  ]\n}\n"
+	if p.wrote == 0 {
+		text = "{\n  \"logs\": []\n}\n"
+	}
+	_, err := fmt.Fprint(p.o.w, text)
+	return err
+}
+
+// wholeLines ends text with a newline: a chunk is never continued by the next.
+func wholeLines(text string) string {
+	if text == "" || strings.HasSuffix(text, "\n") {
+		return text
+	}
+	return text + "\n"
+}

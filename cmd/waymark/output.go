@@ -1,0 +1,191 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+	prettytext "github.com/jedib0t/go-pretty/v6/text"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+// format is a form of a command's answer.
+type format string
+
+const (
+	formatTable format = "table" // for people
+	formatJSON  format = "json"  // one document
+	formatJSONL format = "jsonl" // one document a line
+)
+
+// addOutputFlags gives cmd --output, and --json where that is one of the formats.
+func addOutputFlags(cmd *cobra.Command, formats ...format) {
+	words := make([]string, len(formats))
+	for i, f := range formats {
+		words[i] = string(f)
+	}
+	cmd.Flags().String("output", words[0], "form of the answer: "+strings.Join(words, ", "))
+	if slices.Contains(formats, formatJSON) {
+		cmd.Flags().Bool("json", false, "short for --output json")
+		cmd.MarkFlagsMutuallyExclusive("json", "output")
+	}
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
+		chosen, _ := cmd.Flags().GetString("output")
+		if !slices.Contains(words, chosen) {
+			return usage("--output: unknown format %q: expected %s", chosen, alternatives(words))
+		}
+		return nil
+	}
+}
+
+// output is where a command's answer goes, and in which form.
+type output struct {
+	w      io.Writer
+	format format
+	// terminal: a person looks at it, and may be shown changes in place.
+	terminal bool
+	// colour is on for terminals whose owner has not set NO_COLOR.
+	colour bool
+	// width cuts the lines of tables. 0 means that they may wrap.
+	width int
+}
+
+func (a *app) output(cmd *cobra.Command) *output {
+	o := &output{w: a.stdout, format: formatTable, terminal: isTerminal(a.stdout)}
+	o.colour = o.terminal && a.getenv("NO_COLOR") == "" && a.getenv("TERM") != "dumb"
+	if chosen, err := cmd.Flags().GetString("output"); err == nil {
+		o.format = format(chosen)
+	}
+	if short, err := cmd.Flags().GetBool("json"); err == nil && short {
+		o.format = formatJSON
+	}
+	return o
+}
+
+func isTerminal(w any) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// terminalWidth is the number of columns of a terminal, 0 if that is unknown.
+func terminalWidth(w any) int {
+	if f, ok := w.(*os.File); ok {
+		if width, _, err := term.GetSize(int(f.Fd())); err == nil {
+			return width
+		}
+	}
+	return 0
+}
+
+// document writes v as one JSON document, indented.
+func (o *output) document(v any) error {
+	text, err := encode(v)
+	if err != nil {
+		return err
+	}
+	var b bytes.Buffer
+	if err := json.Indent(&b, text, "", "  "); err != nil {
+		return err
+	}
+	b.WriteByte('\n')
+	_, err = o.w.Write(b.Bytes())
+	return err
+}
+
+// line writes v as JSON on one line.
+func (o *output) line(v any) error {
+	text, err := encode(v)
+	if err != nil {
+		return err
+	}
+	_, err = o.w.Write(append(text, '\n'))
+	return err
+}
+
+// encode returns v as compact JSON that does nothing to a terminal.
+func encode(v any) ([]byte, error) {
+	var b bytes.Buffer
+	encoder := json.NewEncoder(&b)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(v); err != nil {
+		return nil, err
+	}
+	return harmlessJSON(bytes.TrimSuffix(b.Bytes(), []byte("\n"))), nil
+}
+
+// column of a table.
+type column struct {
+	head  string
+	right bool // for numbers
+}
+
+// columns makes columns of their heads; a leading ">" aligns to the right.
+func columns(heads ...string) []column {
+	list := make([]column, len(heads))
+	for i, head := range heads {
+		list[i].head, list[i].right = strings.CutPrefix(head, ">")
+	}
+	return list
+}
+
+// table writes rows below heads: columns two spaces apart, no lines. The cells
+// must be harmless.
+func (o *output) table(columns []column, rows [][]string, withHead bool) error {
+	t := table.NewWriter()
+	style := table.StyleDefault
+	style.Options = table.OptionsNoBordersAndSeparators
+	style.Box.PaddingLeft, style.Box.PaddingRight = "", "  "
+	style.Format.Header = prettytext.FormatDefault
+	style.Size.WidthMax = o.width
+	t.SetStyle(style)
+	t.SuppressTrailingSpaces()
+	var heads table.Row
+	var configs []table.ColumnConfig
+	for i, c := range columns {
+		heads = append(heads, c.head)
+		if c.right {
+			configs = append(configs, table.ColumnConfig{Number: i + 1, Align: prettytext.AlignRight, AlignHeader: prettytext.AlignRight})
+		}
+	}
+	t.SetColumnConfigs(configs)
+	if withHead {
+		t.AppendHeader(heads)
+	}
+	for _, row := range rows {
+		cells := make(table.Row, len(row))
+		for i, cell := range row {
+			if cell == "" {
+				cell = "-"
+			}
+			cells[i] = cell
+		}
+		t.AppendRow(cells)
+	}
+	_, err := fmt.Fprintln(o.w, t.Render())
+	return err
+}
+
+// colours of statuses, of runs and of jobs alike.
+var statusColours = map[string]string{
+	"running": "36", "finished": "32", "failed": "31", "stopped": "33", "deleted": "90",
+	"queued": "34", "pending": "34",
+}
+
+// status colours a status where colours are wanted.
+func (o *output) status(word string) string { return o.paint(statusColours[word], word) }
+
+func (o *output) bold(s string) string { return o.paint("1", s) }
+func (o *output) dim(s string) string  { return o.paint("90", s) }
+
+func (o *output) paint(code, s string) string {
+	if !o.colour || code == "" {
+		return s
+	}
+	return "\x1b[" + code + "m" + s + "\x1b[0m"
+}

@@ -1,0 +1,170 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"waymark/store"
+)
+
+// root is the tree of commands.
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "waymark",
+		Short: "Tell people what their workflows are doing, and never lose the answer",
+		Long: `Waymark tells people what their workflows are doing, and never loses the answer.
+
+Engines publish status messages to RabbitMQ; "waymark serve" applies them to
+PostgreSQL; everything else reads from there. Nothing is installed yet? Then
+"waymark dev" starts private servers and all the rest with one command.
+
+Configuration: flags, then environment (WAYMARK_BROKER_URL, …), then the file
+(--config, else waymark.yaml, else /etc/waymark/waymark.yaml), then defaults.
+"waymark config print" shows what is in effect and where it came from.`,
+		Example: `  waymark dev                          # try everything on this machine
+  waymark run serial -f reana.yaml     # run a workflow and report it
+  waymark list                         # what ran, and what runs
+  waymark watch                        # live`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.ArbitraryArgs, // group says what is wrong with them
+		RunE:          group,
+	}
+	root.SetUsageTemplate(usageTemplate)
+	root.SetFlagErrorFunc(flagError)
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.PersistentFlags().String("config", "", "configuration `file` (default: the first of waymark.yaml, /etc/waymark/waymark.yaml)")
+	addFunctions()
+	root.AddGroup(
+		&cobra.Group{ID: "run", Title: "Run and publish:"},
+		&cobra.Group{ID: "read", Title: "Read:"},
+		&cobra.Group{ID: "operate", Title: "Operate:"},
+		&cobra.Group{ID: "contract", Title: "The message contract:"},
+	)
+	add := func(id string, commands ...*cobra.Command) {
+		for _, c := range commands {
+			c.GroupID = id
+			root.AddCommand(c)
+		}
+	}
+	add("run", a.runCommand(), a.publishCommand())
+	add("read", a.listCommand(), a.statusCommand(), a.jobsCommand(), a.logsCommand(), a.historyCommand(), a.watchCommand())
+	add("operate", a.serveCommand(), a.migrateCommand(), a.deadLettersCommand(), a.ledgerCommand(), a.devCommand(), a.configCommand(), a.versionCommand())
+	add("contract", a.validateCommand(), a.schemasCommand())
+	root.AddCommand(&cobra.Command{
+		Use: "exit-codes", Short: "What the exit codes mean", Long: exitCodesHelp,
+		Example: "  waymark help exit-codes",
+	})
+	return root
+}
+
+// group is the action of a command that only holds others.
+func group(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return cmd.Help()
+	}
+	cmd.SuggestionsMinimumDistance = 2
+	err := fmt.Sprintf("unknown command %q for %q", harmless(args[0]), cmd.CommandPath())
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		return usage("%s; did you mean %s?", err, strings.Join(near, " or "))
+	}
+	return usage("%s; see %s --help", err, cmd.CommandPath())
+}
+
+// args checks the number of arguments, and says what is missing in words. A
+// most below 0 means any number.
+func args(least, most int, what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch n := len(args); {
+		case n < least:
+			return usage("%s: missing %s; see %s --help", cmd.CommandPath(), what, cmd.CommandPath())
+		case most == 0 && n > 0:
+			return usage("%s: unexpected argument %q; see %s --help", cmd.CommandPath(), harmless(args[0]), cmd.CommandPath())
+		case most > 0 && n > most:
+			return usage("%s: unexpected argument %q after %s; see %s --help", cmd.CommandPath(), harmless(args[most]), what, cmd.CommandPath())
+		}
+		return nil
+	}
+}
+
+// flagError makes an error of the flags one of usage. It does not repeat the
+// value, which may be a URL with a password; the reason says what matters.
+func flagError(cmd *cobra.Command, err error) error {
+	if errors.Is(err, pflag.ErrHelp) {
+		return err
+	}
+	if invalid, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
+		return usage("--%s: %w", invalid.GetFlag().Name, errors.Unwrap(invalid))
+	}
+	return usage("%w; see %s --help", err, cmd.CommandPath())
+}
+
+// withStore calls do with a database that answers and whose schema is ours.
+func (a *app) withStore(cmd *cobra.Command, do func(context.Context, *config, *store.DB) error) error {
+	c, err := a.config(cmd)
+	if err != nil {
+		return err
+	}
+	if err := c.require("database.url"); err != nil {
+		return err
+	}
+	ctx := cmd.Context()
+	db, err := store.Open(ctx, c.store(a.logger(c, true)))
+	if err != nil {
+		return &exitError{code: exitUsage, err: err}
+	}
+	defer db.Close()
+	if err := db.Ping(ctx); err != nil {
+		return unreachable(err)
+	}
+	return unreachable(do(ctx, c, db))
+}
+
+// usageTemplate is cobra's, with the flags that stand for settings apart from
+// the command's own, which are the ones people look for.
+const usageTemplate = `Usage:{{if .Runnable}}
+  {{.UseLine}}{{end}}{{if .HasAvailableSubCommands}}
+  {{.CommandPath}} COMMAND{{end}}{{if .HasExample}}
+
+Examples:
+{{.Example}}{{end}}{{if .HasAvailableSubCommands}}{{$commands := .Commands}}{{if eq (len .Groups) 0}}
+
+Commands:{{range $commands}}{{if .IsAvailableCommand}}
+  {{rpad .Name .NamePadding}} {{.Short}}{{end}}{{end}}{{else}}{{range $group := .Groups}}
+
+{{.Title}}{{range $commands}}{{if and (eq .GroupID $group.ID) .IsAvailableCommand}}
+  {{rpad .Name .NamePadding}} {{.Short}}{{end}}{{end}}{{end}}{{end}}{{end}}{{with ownFlags .}}
+
+Flags:
+{{.}}{{end}}{{with settingFlags .}}
+
+Flags for settings (also in the environment and the file, see "waymark config print"):
+{{.}}{{end}}{{if .HasAvailableSubCommands}}
+
+"{{.CommandPath}} COMMAND --help" says more about a command{{if not .HasParent}}, "waymark help exit-codes" about exit codes{{end}}.{{end}}
+`
+
+// addFunctions gives cobra's templates the functions that usageTemplate needs.
+// Cobra keeps them for the whole process, and adding them again is harmless.
+var addFunctions = sync.OnceFunc(func() {
+	usages := func(cmd *cobra.Command, settings bool) string {
+		chosen := pflag.NewFlagSet("", pflag.ContinueOnError)
+		chosen.SortFlags = false
+		for _, set := range []*pflag.FlagSet{cmd.LocalFlags(), cmd.InheritedFlags()} {
+			set.VisitAll(func(f *pflag.Flag) {
+				if _, is := f.Annotations[settingAnnotation]; is == settings && chosen.Lookup(f.Name) == nil {
+					chosen.AddFlag(f)
+				}
+			})
+		}
+		return strings.TrimRight(chosen.FlagUsagesWrapped(100), "\n")
+	}
+	cobra.AddTemplateFunc("ownFlags", func(cmd *cobra.Command) string { return usages(cmd, false) })
+	cobra.AddTemplateFunc("settingFlags", func(cmd *cobra.Command) string { return usages(cmd, true) })
+})

@@ -1,0 +1,377 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+
+	"waymark/engines"
+	"waymark/engines/serial"
+	"waymark/workflow"
+)
+
+func (a *app) runCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "run",
+		Short:   "Run a workflow and report it",
+		Long:    "Run a workflow on this machine and report what it does. There is a subcommand for each engine.",
+		Example: "  waymark run serial -f reana.yaml",
+		RunE:    group,
+	}
+	cmd.AddCommand(a.runSerialCommand())
+	return cmd
+}
+
+// serialFlags are the flags of "run serial".
+type serialFlags struct {
+	file, workspace, id, name, owner string
+	parameters, options, labels      []string
+	resume, requireBroker, quiet     bool
+	finalTimeout, grace              time.Duration
+}
+
+func (a *app) runSerialCommand() *cobra.Command {
+	var f serialFlags
+	cmd := &cobra.Command{
+		Use:   "serial",
+		Short: "Run a serial workflow of REANA",
+		Long: `Run a serial workflow of REANA on this machine, one command after the other, and
+report it. The id of the run is printed first, on standard error.
+
+Commands run with /bin/sh in a workspace folder, as this user and without
+containers: run only what you trust. The inputs that reana.yaml declares are
+copied there from beside it. Their output goes to files in the workspace and,
+the end of it, to the database; with --quiet it is not shown here.
+
+Reporting never harms the run: while the broker is away the run goes on, and how
+it ended is tried to be delivered for --final-timeout. Without broker.url
+nothing is reported. With --require-broker nothing is run unless the broker can
+be reached.
+
+Ends like the workflow: with 0 if it finished, else with the exit code of the
+command that failed, or 128 plus the number of the signal that stopped it. The
+first Ctrl-C stops the command, the second kills it.`,
+		Example: `  waymark run serial -f reana.yaml -p sleeptime=0
+  waymark run serial -o TARGET=gendata --workspace /tmp/fit
+  waymark run serial --workspace /tmp/fit --resume`,
+		Args: args(0, 0, ""),
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.runSerial(cmd, &f) },
+	}
+	flags := cmd.Flags()
+	flags.StringVarP(&f.file, "file", "f", "reana.yaml", "the workflow: a reana.yaml `file`")
+	flags.StringArrayVarP(&f.parameters, "parameter", "p", nil, "an input parameter, as `KEY=VALUE`; may be repeated")
+	flags.StringArrayVarP(&f.options, "option", "o", nil, "an operational option: `FROM=STEP`, TARGET=STEP or CACHE=off; may be repeated")
+	flags.StringVarP(&f.workspace, "workspace", "w", "", "`folder` to work in (default .waymark/runs/ID)")
+	flags.BoolVar(&f.resume, "resume", false, "go on where the latest run in the workspace ended: what finished is not run again")
+	flags.StringVar(&f.id, "id", "", "`UUID` of the run (default a new one)")
+	flags.StringVarP(&f.name, "name", "n", "", "`name` of the workflow (default that of the folder of the file)")
+	flags.StringVar(&f.owner, "owner", "", "`owner` of the run (default the name of this user)")
+	flags.StringArrayVar(&f.labels, "label", nil, "a label to find the run by, as `KEY=VALUE`; may be repeated")
+	flags.DurationVar(&f.finalTimeout, "final-timeout", 30*time.Second, "how long the end of the run is tried to be delivered")
+	flags.DurationVar(&f.grace, "grace", 10*time.Second, "how long a command may take to end when it is stopped, before it is killed")
+	flags.BoolVar(&f.requireBroker, "require-broker", false, "run nothing unless the broker can be reached")
+	flags.BoolVarP(&f.quiet, "quiet", "q", false, "do not show the output of the commands")
+	addConfigFlags(cmd, "broker", "publisher", "log")
+	return cmd
+}
+
+func (a *app) runSerial(cmd *cobra.Command, f *serialFlags) error {
+	c, err := a.config(cmd)
+	if err != nil {
+		return err
+	}
+	parameters, err := parsePairs("--parameter", f.parameters)
+	if err != nil {
+		return err
+	}
+	options, err := parsePairs("--option", f.options)
+	if err != nil {
+		return err
+	}
+	labels, err := parsePairs("--label", f.labels)
+	if err != nil {
+		return err
+	}
+	w, err := serial.Load(f.file, serial.Overrides{Parameters: parameters, Options: options})
+	if err != nil {
+		return &exitError{code: exitUsage, err: err}
+	}
+	var id uuid.UUID
+	switch {
+	case f.id != "":
+		if id, err = uuid.Parse(f.id); err != nil || id == uuid.Nil {
+			return usage("--id: %q is not a UUID", harmless(f.id))
+		}
+	case !f.resume:
+		id = uuid.New()
+	}
+
+	// The signals are the engine's from here on: the first stops the run, the
+	// second cuts short the time that its command has for ending.
+	ctx, hurry, stop := engines.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	to, closePublisher, err := a.reporting(ctx, cmd, c, f)
+	if err != nil {
+		return err
+	}
+	view := a.serialView(f.quiet)
+	announced := &announcer{next: to, say: func(id uuid.UUID) { view.line("run %s", id) }}
+	if id != uuid.Nil {
+		announced.announce(id)
+	}
+	result, runErr := w.Run(ctx, serial.RunConfig{
+		FinalTimeout: f.finalTimeout,
+		Grace:        f.grace,
+		Hurry:        hurry,
+		Labels:       labels,
+		Logger:       a.logger(c, true),
+		Name:         f.name,
+		Observe:      view.event,
+		Output:       view.output,
+		Owner:        f.owner,
+		Publisher:    announced.publisher(),
+		Resume:       f.resume,
+		Version:      buildVersion().Version,
+		WorkflowID:   id,
+		Workspace:    f.workspace,
+	})
+	view.close()
+	closePublisher()
+	return a.sayResult(c, view, &result, runErr)
+}
+
+// reporting returns where the run is reported to, nil if nowhere, and what
+// closes it.
+func (a *app) reporting(ctx context.Context, cmd *cobra.Command, c *config, f *serialFlags) (to engines.Publisher, closeIt func(), err error) {
+	if c.Broker.URL == "" {
+		if f.requireBroker {
+			return nil, nil, c.require("broker.url")
+		}
+		fmt.Fprintln(a.stderr, "broker.url is not set: the run is not reported")
+		return nil, func() {}, nil
+	}
+	p, err := a.publisher(cmd, c)
+	if err != nil {
+		return nil, nil, err
+	}
+	if f.requireBroker {
+		if err := ready(ctx, p, c); err != nil {
+			return nil, nil, errors.Join(err, p.Close(cancelled()))
+		}
+	}
+	return p, func() {
+		// The engine has waited for every confirm that it wanted, and says what
+		// it did not get; this only disconnects.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = p.Close(ctx)
+	}, nil
+}
+
+// announcer says the id of a run, once: before it begins if it is known then,
+// else, of a resumed one, as soon as its first message tells.
+type announcer struct {
+	next engines.Publisher
+	say  func(uuid.UUID)
+	once sync.Once
+}
+
+func (p *announcer) announce(id uuid.UUID) { p.once.Do(func() { p.say(id) }) }
+
+// publisher is p, or nil if nothing is reported.
+func (p *announcer) publisher() engines.Publisher {
+	if p.next == nil {
+		return nil
+	}
+	return p
+}
+
+func (p *announcer) Status(ctx context.Context, m *workflow.StatusMessage) error {
+	p.announce(m.WorkflowID)
+	return p.next.Status(ctx, m)
+}
+
+func (p *announcer) Submission(ctx context.Context, s *workflow.Submission) error {
+	p.announce(s.ID())
+	return p.next.Submission(ctx, s)
+}
+
+// sayResult says how the run ended and what became of its messages.
+func (a *app) sayResult(c *config, view *serialView, result *serial.Result, runErr error) error {
+	if result.WorkflowID != uuid.Nil {
+		switch {
+		case result.Failed != nil:
+			f := result.Failed
+			view.line("%s failed: %s", harmless(f.Where()), harmless(f.Reason))
+			view.line("  command  %s", clip(harmless(f.Text), 200))
+			for _, l := range lastLines(f.Tail, shownLogLines) {
+				view.line("  | %s", l)
+			}
+			if f.Log != "" {
+				view.line("  all its output is in %s", harmless(f.Log))
+			}
+		case result.Reason != "" && runErr == nil:
+			view.line("%s", harmless(result.Reason))
+		}
+		view.line("run %s %s: %d of %s finished (%d from the cache), workspace %s", result.WorkflowID, view.colour(result.Status.String()),
+			result.Finished, count(result.Total, "command"), result.Cached, harmless(result.Workspace))
+		if c.Broker.URL != "" {
+			r := result.Report
+			view.line("published %d, confirmed %d, unsent %d", r.Published, r.Confirmed, r.Unsent)
+			if r.Terminal != nil {
+				view.line("nobody was told how the run ended: %s", harmless(errorText(r.Err)))
+			}
+		}
+	}
+	switch {
+	case runErr != nil && result.WorkflowID == uuid.Nil:
+		return &exitError{code: exitUsage, err: runErr}
+	case runErr != nil:
+		return &exitError{code: max(result.ExitCode, exitFailed), err: runErr}
+	}
+	return exit(result.ExitCode)
+}
+
+func errorText(err error) string {
+	if err == nil {
+		return "the broker did not confirm it"
+	}
+	return err.Error()
+}
+
+// serialView shows a run: with a progress bar on a terminal, in lines elsewhere.
+type serialView struct {
+	app      *app
+	o        *output
+	terminal bool
+	output   io.Writer // of the commands; nil if not shown
+
+	bars *mpb.Progress
+	bar  *mpb.Bar
+
+	mu      sync.Mutex
+	current string
+}
+
+func (a *app) serialView(quiet bool) *serialView {
+	v := &serialView{app: a, o: &output{w: a.stderr}, terminal: isTerminal(a.stderr)}
+	v.o.colour = v.terminal && a.getenv("NO_COLOR") == "" && a.getenv("TERM") != "dumb"
+	if v.terminal {
+		v.bars = mpb.New(mpb.WithOutput(a.stderr), mpb.WithWidth(30), mpb.WithAutoRefresh())
+	}
+	if !quiet {
+		v.output = a.stdout
+		if v.terminal && isTerminal(a.stdout) {
+			v.output = &lineWriter{w: v.bars}
+		}
+	}
+	return v
+}
+
+func (v *serialView) colour(word string) string { return v.o.status(word) }
+
+// line writes a line of ours, above the bar if there is one.
+func (v *serialView) line(format string, args ...any) {
+	var w io.Writer = v.app.stderr
+	if v.bars != nil {
+		w = v.bars
+	}
+	if _, err := fmt.Fprintf(w, format+"\n", args...); errors.Is(err, mpb.ErrDone) {
+		fmt.Fprintf(v.app.stderr, format+"\n", args...)
+	}
+}
+
+func (v *serialView) event(e serial.Event) {
+	name := fmt.Sprintf("step %d", e.Step+1)
+	if e.Name != "" {
+		name = harmless(e.Name)
+	}
+	switch e.Kind {
+	case serial.RunStarted:
+		if v.bars != nil && e.Total > 0 {
+			v.bar = v.bars.AddBar(int64(e.Total),
+				mpb.BarFillerClearOnComplete(),
+				mpb.PrependDecorators(decor.CountersNoUnit("%d/%d ")),
+				mpb.AppendDecorators(decor.Elapsed(decor.ET_STYLE_GO), decor.Any(func(decor.Statistics) string {
+					v.mu.Lock()
+					defer v.mu.Unlock()
+					return "  " + v.current
+				})))
+		}
+		return
+	case serial.RunEnded:
+		return
+	case serial.JobStarted:
+		v.mu.Lock()
+		v.current = clip(name, 40)
+		v.mu.Unlock()
+		v.line("%s  started: %s", name, clip(harmless(e.Text), 100))
+	case serial.JobFinished:
+		v.line("%s  %s  %d/%d", name, v.colour("finished"), e.Done, e.Total)
+	case serial.JobCached:
+		v.line("%s  %s, finished in an earlier run  %d/%d", name, v.colour("finished"), e.Done, e.Total)
+	case serial.JobFailed:
+		v.line("%s  %s: %s", name, v.colour("failed"), harmless(e.Reason))
+	case serial.JobStopped:
+		v.line("%s  %s: %s", name, v.colour("stopped"), harmless(e.Reason))
+	}
+	if v.bar != nil {
+		v.bar.SetCurrent(int64(e.Done))
+	}
+}
+
+// close ends the bar where it stands.
+func (v *serialView) close() {
+	if w, ok := v.output.(*lineWriter); ok {
+		w.flush()
+	}
+	if v.bars == nil {
+		return
+	}
+	if v.bar != nil && !v.bar.Completed() {
+		v.bar.Abort(false)
+	}
+	v.bars.Wait()
+}
+
+// lineWriter passes whole lines on: a bar is drawn below the last of them, and
+// would be drawn over half a line. It makes them harmless to the bar, too.
+type lineWriter struct {
+	w    io.Writer
+	rest []byte
+}
+
+// maxHeldLine is when a line without end is passed on all the same.
+const maxHeldLine = 16 << 10
+
+func (l *lineWriter) Write(p []byte) (int, error) {
+	l.rest = append(l.rest, p...)
+	end := strings.LastIndexByte(string(l.rest), '\n') + 1
+	if end == 0 && len(l.rest) > maxHeldLine {
+		end = len(l.rest)
+	}
+	if end > 0 {
+		// What the terminal cannot take must not end the command that wrote it.
+		_, _ = io.WriteString(l.w, wholeLines(harmlessLog(string(l.rest[:end]))))
+		l.rest = append(l.rest[:0], l.rest[end:]...)
+	}
+	return len(p), nil
+}
+
+func (l *lineWriter) flush() {
+	if len(l.rest) > 0 {
+		_, _ = io.WriteString(l.w, wholeLines(harmlessLog(string(l.rest))))
+		l.rest = nil
+	}
+}

@@ -1,0 +1,232 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"waymark/consumer"
+	"waymark/schemas"
+	"waymark/store"
+)
+
+func (a *app) serveCommand() *cobra.Command {
+	var noMigrate bool
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Apply messages to the database until stopped",
+		Long: `Bring the schema up to date, then consume status messages and submissions and
+apply them to the database, until SIGINT or SIGTERM. What has been received is
+then finished within consumer.drain_timeout; a second signal ends the program at
+once, and the broker delivers the rest again.
+
+Servers that cannot be reached are waited for, at the start and at any time.
+Several may run at once on the same queues and database.
+
+On http.listen: /healthz says that the process lives, /readyz (200 or 503, with
+the reason) that it can work, /metrics speaks to Prometheus.`,
+		Example: `  waymark serve
+  waymark serve --broker-topology reana --http-listen 127.0.0.1:9465`,
+		Args: args(0, 0, ""),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.config(cmd)
+			if err != nil {
+				return err
+			}
+			s, err := a.server(cmd.Context(), c)
+			if err != nil {
+				return err
+			}
+			s.migrate = !noMigrate
+			return s.Run(cmd.Context())
+		},
+	}
+	cmd.Flags().BoolVar(&noMigrate, "no-migrate", false, "do not change the schema: wait until somebody else has brought it up to date")
+	addConfigFlags(cmd, "broker", "database", "consumer", "http", "log")
+	return cmd
+}
+
+// server is the consumers and the operator's endpoints in one process.
+type server struct {
+	config   *config
+	logger   *slog.Logger
+	db       *store.DB
+	registry *prometheus.Registry
+	listener net.Listener // nil: no endpoints
+	migrate  bool
+
+	consumers []*consumer.Consumer
+
+	mu     sync.Mutex
+	schema error // why consuming has not begun; nil once it has
+}
+
+var errStarting = errors.New("starting: the schema has not been looked at yet")
+
+// server checks all that can be checked without the servers, and opens the
+// address of the endpoints.
+func (a *app) server(ctx context.Context, c *config) (*server, error) {
+	if err := c.require("broker.url", "database.url"); err != nil {
+		return nil, err
+	}
+	s := &server{config: c, logger: a.logger(c, false), registry: prometheus.NewRegistry(), migrate: true, schema: errStarting}
+	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	secure, err := c.tls()
+	if err != nil {
+		return nil, err
+	}
+	if s.db, err = store.Open(ctx, c.store(s.logger)); err != nil {
+		return nil, &exitError{code: exitUsage, err: err}
+	}
+	kinds := map[schemas.Kind]string{schemas.StatusKind: c.queues().Status}
+	if c.consumesSubmissions() {
+		kinds[schemas.SubmissionKind] = c.queues().Submission
+	}
+	linger := c.Consumer.Linger
+	if linger == 0 {
+		linger = -1 // none, as 0 would mean the default
+	}
+	for _, kind := range []schemas.Kind{schemas.SubmissionKind, schemas.StatusKind} {
+		queue, wanted := kinds[kind]
+		if !wanted {
+			continue
+		}
+		one, err := consumer.New(consumer.Config{
+			BatchSize:      c.Consumer.BatchSize,
+			ConnectionName: "waymark serve " + queue,
+			DrainTimeout:   max(c.Consumer.DrainTimeout, time.Nanosecond), // 0 would mean the default
+			Kind:           kind,
+			Limits:         c.limits(),
+			Linger:         linger,
+			Logger:         s.logger.With("queue", queue),
+			Prefetch:       c.Consumer.Prefetch,
+			Queue:          queue,
+			Registerer:     s.registry,
+			Store:          s.db,
+			TLS:            secure,
+			Topology:       c.topology(),
+			URL:            c.Broker.URL,
+		})
+		if err != nil {
+			return nil, errors.Join(&exitError{code: exitUsage, err: err}, s.db.Close())
+		}
+		s.consumers = append(s.consumers, one)
+	}
+	if s.listener, err = listenHTTP(ctx, c.HTTP.Listen); err != nil {
+		return nil, errors.Join(err, s.db.Close())
+	}
+	return s, nil
+}
+
+// Run serves until ctx ends, and then returns nil after what has been received
+// is finished. The error says why it cannot serve, which waiting would not mend.
+func (s *server) Run(ctx context.Context) error {
+	defer s.db.Close()
+	// The endpoints answer until the consumers have drained: an operator who
+	// looks then wants to see why it takes so long.
+	endpoints, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	g, working := errgroup.WithContext(ctx)
+	if s.listener != nil {
+		g.Go(func() error { return serveHTTP(endpoints, s.listener, s.logger, s.registry, s.ready) })
+	}
+	g.Go(func() error {
+		defer stop()
+		if err := s.prepare(working); err != nil {
+			return err
+		}
+		consuming, ctx := errgroup.WithContext(working)
+		for _, c := range s.consumers {
+			consuming.Go(func() error { return c.Run(ctx) })
+		}
+		return consuming.Wait()
+	})
+	err := g.Wait()
+	if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.Cause(ctx))) {
+		s.logger.Info("stopped")
+		return nil
+	}
+	return err
+}
+
+// prepare brings the schema up to date, or waits until it is. A database that
+// cannot be used yet is waited for; each reason is logged once.
+func (s *server) prepare(ctx context.Context) error {
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval, wait.MaxInterval = 200*time.Millisecond, 5*time.Second
+	said := ""
+	for {
+		err := s.checkSchema(ctx)
+		if err == nil {
+			s.note(nil)
+			return nil
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if errors.Is(err, store.ErrSchemaNewer) {
+			return unreachable(err)
+		}
+		s.note(err)
+		if err.Error() != said {
+			said = err.Error()
+			s.logger.Warn("waiting for the database", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(wait.NextBackOff()):
+		}
+	}
+}
+
+func (s *server) checkSchema(ctx context.Context) error {
+	if !s.migrate {
+		return s.db.Ping(ctx)
+	}
+	applied, err := s.db.Migrate(ctx)
+	for _, m := range applied {
+		s.logger.Info("migrated", "migration", m.Name)
+	}
+	return err
+}
+
+func (s *server) note(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.schema = err
+}
+
+// ready says whether this process can do its work, and if not, whose fault it is.
+func (s *server) ready() readiness {
+	s.mu.Lock()
+	schema := s.schema
+	s.mu.Unlock()
+	if schema != nil {
+		return readiness{Broker: healthOf(errors.New("not connected before the database is ready")), Database: healthOf(schema)}
+	}
+	var brokerErr, databaseErr error
+	for _, c := range s.consumers {
+		h := c.Health()
+		brokerErr = firstError(brokerErr, h.Broker)
+		databaseErr = firstError(databaseErr, h.Store)
+	}
+	return readiness{Ready: brokerErr == nil && databaseErr == nil, Broker: healthOf(brokerErr), Database: healthOf(databaseErr)}
+}
+
+// firstError is the first of two that is an error.
+func firstError(a, b error) error {
+	if a != nil {
+		return a
+	}
+	return b
+}

@@ -1,0 +1,328 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+
+	"waymark/store"
+	"waymark/workflow"
+)
+
+func (a *app) watchCommand() *cobra.Command {
+	var wait bool
+	cmd := &cobra.Command{
+		Use:   "watch [WORKFLOW...]",
+		Short: "Follow workflows live",
+		Long: `Follow workflows live, until all of them have ended; without arguments all that
+have not ended, and those that begin, until Ctrl-C. The database tells of each
+change; nothing is polled.
+
+A terminal shows a table that changes in place. Elsewhere each change is one
+line or, with --output jsonl, one object.
+
+Exits with 0 if all finished, 1 if one failed, 5 if none failed but one was
+stopped or deleted.
+
+` + workflowHelp,
+		Example: `  waymark watch
+  waymark watch fit && echo done
+  waymark watch fit --wait --output jsonl`,
+		Args: args(0, -1, workflowArgument),
+		RunE: func(cmd *cobra.Command, refs []string) error {
+			if wait && len(refs) == 0 {
+				return usage("--wait: name the workflows to wait for")
+			}
+			return a.withStore(cmd, func(ctx context.Context, _ *config, db *store.DB) error {
+				w := &watcher{app: a, db: db, o: a.output(cmd), everything: len(refs) == 0, wait: wait, missing: refs,
+					runs: make(map[uuid.UUID]*workflow.Summary), told: make(map[uuid.UUID]string)}
+				return w.watch(ctx)
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&wait, "wait", false, "wait for workflows that are not known yet")
+	addOutputFlags(cmd, formatTable, formatJSONL)
+	addConfigFlags(cmd, "database", "log")
+	return cmd
+}
+
+// watcher follows workflows.
+type watcher struct {
+	*app
+	db         *store.DB
+	o          *output
+	everything bool     // all that have not ended, rather than chosen ones
+	wait       bool     // for those of missing
+	missing    []string // chosen ones that are not known yet
+
+	runs  map[uuid.UUID]*workflow.Summary
+	order []uuid.UUID
+	told  map[uuid.UUID]string // what was last said of each, in a pipe
+	lines int                  // on the screen, to be drawn over
+}
+
+func (w *watcher) watch(ctx context.Context) error {
+	if !w.wait {
+		// A name that is not known is said before anything is shown.
+		if err := w.resolve(ctx); err != nil {
+			return err
+		}
+	}
+	listening, stop := context.WithCancel(ctx)
+	defer stop()
+	var ticks <-chan time.Time // so that durations go on where they are seen to
+	if w.o.terminal && w.o.format == formatTable {
+		t := time.NewTicker(time.Second)
+		defer t.Stop()
+		ticks = t.C
+	}
+	// Everything of w is touched by this one goroutine: changes come to it.
+	type news struct {
+		all bool
+		ids []uuid.UUID
+	}
+	changes, failed := make(chan news), make(chan error, 1)
+	go func() {
+		failed <- listen(listening, w.db, func(ctx context.Context, all bool, ids []uuid.UUID) error {
+			select {
+			case changes <- news{all, ids}:
+				return nil
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		})
+	}()
+	for {
+		select {
+		case err := <-failed:
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			return err
+		case <-ticks:
+			if err := w.draw(); err != nil {
+				return w.leave(stop, failed, err)
+			}
+			continue
+		case n := <-changes:
+			if err := w.update(ctx, n.all, n.ids); err != nil {
+				return w.leave(stop, failed, err)
+			}
+		}
+		if err := w.show(); err != nil {
+			return w.leave(stop, failed, err)
+		}
+		if !w.everything && len(w.missing) == 0 && w.ended() {
+			return w.leave(stop, failed, exit(w.result()))
+		}
+	}
+}
+
+// leave ends the listening goroutine, waits for it and returns err.
+func (w *watcher) leave(stop context.CancelFunc, failed <-chan error, err error) error {
+	stop()
+	<-failed
+	return err
+}
+
+// resolve looks for the workflows that are missing. Unless they are waited
+// for, one that is not known is an error.
+func (w *watcher) resolve(ctx context.Context) error {
+	var still []string
+	for _, ref := range w.missing {
+		id, err := w.db.Find(ctx, ref)
+		switch {
+		case err == nil:
+			w.add(id)
+		case w.wait && errors.Is(err, workflow.ErrNotFound):
+			still = append(still, ref)
+		default:
+			return err
+		}
+	}
+	w.missing = still
+	return nil
+}
+
+func (w *watcher) add(id uuid.UUID) {
+	if _, known := w.runs[id]; !known {
+		w.runs[id] = nil
+		w.order = append(w.order, id)
+	}
+}
+
+// maxWatched bounds what is followed without names.
+const maxWatched = 1000
+
+// update reads what may have changed.
+func (w *watcher) update(ctx context.Context, all bool, ids []uuid.UUID) error {
+	if err := w.resolve(ctx); err != nil {
+		return err
+	}
+	switch {
+	case w.everything && all:
+		page, err := w.db.Workflows(ctx, workflow.Filter{Statuses: activeStatuses, Limit: maxWatched})
+		if err != nil {
+			return err
+		}
+		// Those shown may have ended while the connection was away.
+		ids = slices.Collect(maps.Keys(w.runs))
+		for i, s := range slices.Backward(page.Items) {
+			w.add(s.ID)
+			w.runs[s.ID] = &page.Items[i]
+		}
+	case w.everything:
+	case all:
+		ids = slices.Clone(w.order)
+	default:
+		ids = slices.DeleteFunc(ids, func(id uuid.UUID) bool { _, watched := w.runs[id]; return !watched })
+		for _, id := range w.order {
+			if w.runs[id] == nil {
+				ids = append(ids, id)
+			}
+		}
+	}
+	for chunk := range slices.Chunk(ids, maxWatched) {
+		summaries, err := w.db.Summaries(ctx, chunk)
+		if err != nil {
+			return err
+		}
+		for i := range summaries {
+			s := &summaries[i]
+			if old := w.runs[s.ID]; old != nil && old.Revision > s.Revision {
+				continue
+			}
+			w.add(s.ID)
+			w.runs[s.ID] = s
+		}
+	}
+	return nil
+}
+
+var activeStatuses = []workflow.Status{workflow.StatusCreated, workflow.StatusQueued, workflow.StatusPending, workflow.StatusRunning}
+
+func (w *watcher) ended() bool {
+	for _, s := range w.runs {
+		if s == nil || !s.Status.Terminal() {
+			return false
+		}
+	}
+	return true
+}
+
+// result is the exit code for how the runs ended.
+func (w *watcher) result() int {
+	code := exitOK
+	for _, s := range w.runs {
+		switch s.Status {
+		case workflow.StatusFailed:
+			return exitFailed
+		case workflow.StatusStopped, workflow.StatusDeleted:
+			code = exitStopped
+		}
+	}
+	return code
+}
+
+// show shows what has changed.
+func (w *watcher) show() error {
+	if w.o.terminal && w.o.format == formatTable {
+		return w.draw()
+	}
+	for _, id := range w.order {
+		s := w.runs[id]
+		if s == nil {
+			continue
+		}
+		say := fmt.Sprintf("%d %s %+v", s.Attempt, s.Status, s.Counts)
+		if w.told[id] == say {
+			continue
+		}
+		w.told[id] = say
+		if w.o.format == formatJSONL {
+			if err := w.o.line(viewWorkflow(s, w.now())); err != nil {
+				return err
+			}
+			continue
+		}
+		if _, err := fmt.Fprintln(w.o.w, w.sentence(s)); err != nil {
+			return err
+		}
+	}
+	w.forget()
+	return nil
+}
+
+// forget drops runs that have ended and been shown, so that watching
+// everything for days takes no more memory than what runs.
+func (w *watcher) forget() {
+	if !w.everything {
+		return
+	}
+	w.order = slices.DeleteFunc(w.order, func(id uuid.UUID) bool {
+		s := w.runs[id]
+		if s != nil && s.Status.Terminal() {
+			delete(w.runs, id)
+			delete(w.told, id)
+			return true
+		}
+		return false
+	})
+}
+
+// sentence is one change on one line.
+func (w *watcher) sentence(s *workflow.Summary) string {
+	words := []string{clock(s.UpdatedAt), displayName(s), shortID(s.ID), s.Status.String()}
+	if p := progressText(s.Counts); p != "" {
+		words = append(words, p)
+	}
+	if run := runTime(s, w.now()); run != "" && s.Status.Terminal() {
+		words = append(words, "after "+run)
+	}
+	return strings.Join(words, "  ")
+}
+
+// screenRows is how many runs a terminal shows at once when all are watched.
+const screenRows = 30
+
+// draw draws the table over the one before.
+func (w *watcher) draw() error {
+	var b strings.Builder
+	if w.lines > 0 {
+		fmt.Fprintf(&b, "\x1b[%dA\x1b[J", w.lines)
+	}
+	var rows [][]string
+	for _, id := range w.order[max(0, len(w.order)-screenRows):] {
+		if s := w.runs[id]; s != nil {
+			rows = append(rows, []string{clip(displayName(s), 40), shortID(s.ID), w.o.status(s.Status.String()), bar(s.Counts, 20), progressText(s.Counts), runTime(s, w.now())})
+		}
+	}
+	body := *w.o
+	body.w, body.width = &b, terminalWidth(w.o.w)
+	switch {
+	case len(rows) > 0:
+		if err := body.table(columns("NAME", "ID", "STATUS", "", ">PROGRESS", ">DURATION"), rows, true); err != nil {
+			return err
+		}
+	case len(w.missing) == 0:
+		b.WriteString("nothing runs; waiting for news (Ctrl-C ends)\n")
+	}
+	if len(w.missing) > 0 {
+		fmt.Fprintf(&b, "waiting for %s\n", harmless(strings.Join(w.missing, ", ")))
+	}
+	text := b.String()
+	w.lines = strings.Count(text, "\n")
+	_, err := w.o.w.Write([]byte(text))
+	// What ended stays on the screen until something else happens.
+	if len(w.order) > screenRows {
+		w.forget()
+	}
+	return err
+}
