@@ -63,20 +63,33 @@ func translatePg(pg *pgconn.PgError) error {
 		}
 		return fmt.Errorf("%w: %s [%s]", workflow.ErrRejected, detail, pg.Code)
 	case pg.Code == "28P01" || pg.Code == "28000":
-		return fmt.Errorf("Postgres refuses the login: %s; check user and password in database.url: %w", pg.Message, pg)
+		return advise(pg, "Postgres refuses the login: %s; check user and password in database.url", pg.Message)
 	case pg.Code == "3D000":
-		return fmt.Errorf("%s; create it, or name another in database.url: %w", pg.Message, pg)
+		return advise(pg, "%s; create it, or name another in database.url", pg.Message)
 	case pg.Code == "42501":
-		return fmt.Errorf("%s; grant the role what the README lists: %w", pg.Message, pg)
+		return advise(pg, "%s; grant the role what the README lists", pg.Message)
 	case pg.Code == "42P01" || pg.Code == "3F000":
-		return fmt.Errorf("%s; run `waymark migrate`: %w", pg.Message, pg)
+		return advise(pg, "%s; run `waymark migrate`", pg.Message)
 	case pg.Code == "25006":
-		return fmt.Errorf("the database is read-only (a standby, or a failover under way): %w", pg)
+		return advise(pg, "the database is read-only: a standby, or a failover under way")
 	case pg.Code == "53100":
-		return fmt.Errorf("the database's disk is full: %w", pg)
+		return advise(pg, "the database's disk is full: %s", pg.Message)
 	}
-	return fmt.Errorf("postgres: %w", pg)
+	return advise(pg, "Postgres says: %s [%s]", pg.Message, pg.Code)
 }
+
+// advice is an error of the server said in a line of ours.
+type advice struct {
+	text string
+	pg   *pgconn.PgError
+}
+
+func advise(pg *pgconn.PgError, format string, args ...any) error {
+	return &advice{fmt.Sprintf(format, args...), pg}
+}
+
+func (a *advice) Error() string { return a.text }
+func (a *advice) Unwrap() error { return a.pg }
 
 // retryAtOnce reports whether a transaction lost a race that it would most
 // likely win the next time: a serialization failure, a deadlock, or a row that

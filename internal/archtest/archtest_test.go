@@ -42,6 +42,12 @@ var may = map[string][]string{
 // is always allowed.
 var testsMay = []string{"internal/servicetest"}
 
+// testsOf lists what the tests of single packages may import beyond that: the
+// consumer is nothing without a store, and is tested with the real one.
+var testsOf = map[string][]string{
+	"consumer": {"store"},
+}
+
 // only lists for modules of others which packages of ours may import them, tests
 // included. What is fenced in can be replaced.
 var only = map[string][]string{
@@ -110,7 +116,7 @@ func faults(packages []pkg) []string {
 		}
 		for _, i := range slices.Concat(p.TestImports, p.XTestImports) {
 			if i != p.ImportPath {
-				all = append(all, fault(self, i, slices.Concat(may[row], testsMay), true)...)
+				all = append(all, fault(self, i, slices.Concat(may[row], testsMay, testsOf[row]), true)...)
 			}
 		}
 	}
