@@ -492,10 +492,19 @@ func TestLeftoverServersAreEnded(t *testing.T) {
 	if len(left) == 0 {
 		t.Fatal("no server is left, so this tests nothing")
 	}
-	startStack(t, Options{Dir: dir})
-	for _, pid := range p.PIDs {
+	if got := inhabitants(dir + "/postgres"); len(got) == 0 {
+		t.Error("nobody seems to be left of PostgreSQL")
+	}
+	s := startStack(t, Options{Dir: dir})
+	for _, pid := range left {
 		if birth(pid) != "" {
 			t.Errorf("process %d of the killed parent lives", pid)
+		}
+	}
+	roots := append(s.rabbitmq.pids(), s.postgres.pids()...)
+	for _, pid := range living(dir) {
+		if !slices.Contains(append(roots, descendants(roots)...), pid) && birth(pid) != "" {
+			t.Errorf("process %d was started in the folder and belongs to nobody", pid)
 		}
 	}
 }
@@ -617,6 +626,11 @@ func TestPortTakenAtStart(t *testing.T) {
 	})
 }
 
+// living lists the processes of both servers in a folder.
+func living(dir string) []int {
+	return append(inhabitants(filepath.Join(dir, "rabbitmq")), inhabitants(filepath.Join(dir, "postgres"))...)
+}
+
 func TestStartIsCancelled(t *testing.T) {
 	t.Parallel()
 	dir := testDir(t)
@@ -627,8 +641,8 @@ func TestStartIsCancelled(t *testing.T) {
 		errs <- err
 	}()
 	within(t, time.Minute, "the servers are being started", func() error {
-		if len(inhabitants(dir)) < 2 {
-			return fmt.Errorf("processes: %v", inhabitants(dir))
+		if len(living(dir)) < 2 {
+			return fmt.Errorf("processes: %v", living(dir))
 		}
 		return nil
 	})
@@ -636,7 +650,7 @@ func TestStartIsCancelled(t *testing.T) {
 	if err := <-errs; !errors.Is(err, context.Canceled) {
 		t.Errorf("a cancelled Start: %v, want %v", err, context.Canceled)
 	}
-	if left := inhabitants(dir); len(left) > 0 {
+	if left := living(dir); len(left) > 0 {
 		t.Errorf("processes of a cancelled Start live: %v", left)
 	}
 	startStack(t, Options{Dir: dir}) // what was half made is no obstacle

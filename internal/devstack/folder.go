@@ -328,8 +328,9 @@ func (f *folder) remember(pid int) error {
 }
 
 // reap ends what an earlier process has left running: the processes it noted
-// that are still the same, their children, and any server program whose working
-// directory lies in the folder.
+// that are still the same, their children, and all others that were started in
+// the folder. The notes help where a container forbids even root to look into
+// other users' processes.
 func (f *folder) reap() error {
 	var left []int
 	if record, err := os.Open(f.file("processes")); err == nil {

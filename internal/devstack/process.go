@@ -31,6 +31,18 @@ type process struct {
 // as large and are busy closing files that were never open.
 const limits = `ulimit -n 65536 2>/dev/null || :; umask 077; exec "$0" "$@"`
 
+// folderVariable marks every process of a folder, so that the next user of the
+// folder knows what an earlier one has left.
+const folderVariable = "WAYMARK_DEVSTACK_FOLDER"
+
+// resolved is the one name of a folder that may have several.
+func resolved(dir string) string {
+	if name, err := filepath.EvalSymlinks(dir); err == nil {
+		return name
+	}
+	return dir
+}
+
 // start runs a program in the folder as the server's user, with nothing but env
 // in its environment. If this process dies, the kernel sends the child death.
 func (f *folder) start(output io.Writer, env []string, death syscall.Signal, args ...string) (*process, error) {
@@ -42,6 +54,7 @@ func (f *folder) start(output io.Writer, env []string, death syscall.Signal, arg
 	cmd.Env = append([]string{
 		"PATH=" + os.Getenv("PATH") + ":/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
 		"TZ=UTC",
+		folderVariable + "=" + resolved(f.path),
 	}, env...)
 	cmd.Stdout, cmd.Stderr = output, output
 	cmd.SysProcAttr = childAttributes(f.user, death)

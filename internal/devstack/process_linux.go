@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -105,27 +104,27 @@ func descendants(of []int) []int {
 	return found
 }
 
-// inhabitants lists server programs whose working directory lies in dir. They
-// may be children of a server that was killed alone. Other programs there, such
-// as a person's shell, are left alone.
+// inhabitants lists the processes that were started in a folder, and their
+// children, also those whose parents were killed alone. A person's shell that
+// stands in the folder is none. Of a process that belongs to another user
+// neither sign may be readable; then it is not ours to end.
 func inhabitants(dir string) []int {
-	if resolved, err := filepath.EvalSymlinks(dir); err == nil {
-		dir = resolved
-	}
+	dir = resolved(dir)
+	mark := []byte("\x00" + folderVariable + "=" + dir + "\x00")
 	var found []int
 	for _, pid := range pids() {
 		s, ok := readStat(pid)
 		if !ok || s.state == 'Z' {
 			continue
 		}
-		switch s.command {
-		case "postgres", "initdb", "beam.smp", "epmd", "erl_child_setup", "inet_gethost":
-		default:
+		environment, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+		if bytes.Contains(append([]byte{0}, environment...), mark) {
+			found = append(found, pid)
 			continue
 		}
-		// Unreadable for a foreign process; then it is not ours to end.
+		// PostgreSQL writes its title over its environment, but stands in its data.
 		cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid))
-		if err == nil && (cwd == dir || strings.HasPrefix(cwd, dir+"/")) {
+		if err == nil && s.command == "postgres" && (cwd == dir || strings.HasPrefix(cwd, dir+"/")) {
 			found = append(found, pid)
 		}
 	}
