@@ -96,7 +96,7 @@ type Reporter struct {
 	clock      time.Time
 	submission *workflow.Submission // not confirmed yet
 	submitting bool                 // it has been handed to the publisher
-	total      int
+	total      int                  // -1 while it is not known
 	specific   json.RawMessage
 	news       news // of the run as a whole
 	jobs       map[string]*job
@@ -155,6 +155,7 @@ func NewReporter(ctx context.Context, cfg Config) *Reporter {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	r := &Reporter{
+		total:     -1,
 		cfg:       cfg,
 		wake:      make(chan struct{}, 1),
 		finishing: make(chan struct{}),
@@ -195,7 +196,8 @@ func (r *Reporter) Begin() {
 	})
 }
 
-// Total announces how many jobs the run has, or has by now.
+// Total announces how many jobs the run has, or has by now. Say nothing while
+// it is not known.
 func (r *Reporter) Total(n int) {
 	r.change(false, func(at time.Time) {
 		if n != r.total {
@@ -349,6 +351,9 @@ func (r *Reporter) Finish(ctx context.Context, status workflow.Status, logs stri
 	defer r.mu.Unlock()
 	report := r.report
 	report.Unsent = report.Published - report.Confirmed
+	if report.Unsent == 0 {
+		report.Err = nil // what went wrong was put right
+	}
 	select {
 	case <-r.done:
 	default: // the publisher hangs, and so the end was not even tried
@@ -467,12 +472,12 @@ func (r *Reporter) runEnd() {
 
 	retry.Reset()
 	message, carried := r.takeTerminal()
-	for try := 1; ; try++ {
+	for {
 		err := r.cfg.Publisher.Status(r.final.deadline, message)
 		if err == nil {
 			r.confirmed()
 			r.mu.Lock()
-			r.report.Terminal, r.report.Err = nil, nil
+			r.report.Terminal = nil
 			r.mu.Unlock()
 			break
 		}
@@ -481,7 +486,7 @@ func (r *Reporter) runEnd() {
 			break
 		}
 		// If it is the details that are refused, the end must not fail with them.
-		if try == 2 && carried > 0 {
+		if carried > 0 && r.final.details.Err() != nil {
 			message, carried = r.bareTerminal(carried)
 		}
 		pause(r.final.deadline, retry.NextBackOff())
