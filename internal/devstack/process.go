@@ -28,8 +28,9 @@ type process struct {
 
 // limits lowers what a server would otherwise take to heart: where a million
 // or more files may be open, as in some containers, Erlang and epmd make tables
-// as large and are busy closing files that were never open.
-const limits = `ulimit -n 65536 2>/dev/null || :; umask 077; exec "$0" "$@"`
+// as large and are busy closing files that were never open. The usual 1024, on
+// the other hand, is too little for RabbitMQ.
+const limits = `ulimit -n 65536 2>/dev/null || ulimit -n "$(ulimit -H -n)" 2>/dev/null || :; umask 077; exec "$0" "$@"`
 
 // folderVariable marks every process of a folder, so that the next user of the
 // folder knows what an earlier one has left.
