@@ -240,11 +240,10 @@ func labels(m map[string]string) map[string]string {
 }
 
 func timestamp(t time.Time) string {
-	t = t.UTC().Truncate(time.Microsecond)
 	if t.IsZero() {
 		return ""
 	}
-	return t.Format("2006-01-02T15:04:05.999999Z07:00")
+	return t.UTC().Format("2006-01-02T15:04:05.999999Z07:00") // cuts what is finer
 }
 
 func withoutNUL(s string) string { return strings.ReplaceAll(s, "\x00", "\uFFFD") }

@@ -235,6 +235,33 @@ func TestEncodeStatus(t *testing.T) {
 	}
 }
 
+func TestDecodeStatus(t *testing.T) {
+	body := `{"workflow_uuid":"6513270E-269E-4D37-B2A7-4DE452E6B438","status":"running","event_time":"2026-01-02T04:04:05.123456789+01:00","unknown":1,
+		"message":{"progress":{"engine_specific":{"z": "<&>", "a": 1.50}},"jobs":[{"job_id":"a","status":"cached","exit_code":0,"attempt":2.0}]}}`
+	got, err := DecodeStatus([]byte(body), schemas.Limits{})
+	want := &workflow.StatusMessage{
+		WorkflowID: uuid.MustParse("6513270e-269e-4d37-b2a7-4de452e6b438"),
+		Status:     workflow.StatusRunning,
+		EventTime:  time.Date(2026, 1, 2, 3, 4, 5, 123456000, time.UTC),
+		Progress:   workflow.Progress{EngineSpecific: json.RawMessage(`{"a":1.50,"z":"<&>"}`)},
+		Jobs:       []workflow.JobReport{{ID: "a", Status: workflow.JobFinished, Cached: true, ExitCode: new(0), Attempt: 2}},
+	}
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Errorf("DecodeStatus, err = %v (-want +got):\n%s", err, diff)
+	}
+	if got.EventTime.Location() != time.UTC {
+		t.Errorf("the event time is in %v, expected UTC", got.EventTime.Location())
+	}
+}
+
+func TestDecodeSubmission(t *testing.T) {
+	got, err := DecodeSubmission([]byte(`{"user":"u","workflow_id_or_name":"w","priority":250,"min_job_memory":1073741824.5}`), schemas.Limits{})
+	want := &workflow.Submission{User: "u", Workflow: "w", Parameters: json.RawMessage(`{}`), Priority: 100, MinJobMemory: 1073741824.5}
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Errorf("DecodeSubmission, err = %v (-want +got):\n%s", err, diff)
+	}
+}
+
 func TestEncodeSubmission(t *testing.T) {
 	got, err := EncodeSubmission(&workflow.Submission{User: "u", Workflow: "w", RetryCount: 1, MinJobMemory: 1 << 30, Labels: map[string]string{"k": "v"}})
 	if want := `{"user":"u","workflow_id_or_name":"w","parameters":{},"priority":0,"min_job_memory":1073741824,"retry_count":1,"labels":{"k":"v"}}`; err != nil || string(got) != want {
