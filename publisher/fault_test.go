@@ -529,6 +529,8 @@ func TestServerFaults(t *testing.T) {
 		}
 		u.User = url.UserPassword("mute", "pw")
 		cfg.URL = u.String()
+		var log logbook
+		cfg.Logger = log.logger()
 		p := start(t, cfg)
 		r, err := p.SendStatus(soon(t), message(""))
 		if err != nil {
@@ -540,11 +542,19 @@ func TestServerFaults(t *testing.T) {
 			}
 			return nil
 		})
-		// It stays known from one attempt to the next.
-		for range 100 {
-			if err := p.Ready(soon(t)); !broker.Permanent(err) {
-				t.Fatalf("Ready = %v, want the permanent error", err)
+		// It stays known from one attempt to the next, though each connects,
+		// and is logged once.
+		servicetest.Eventually(t, patience, "some more attempts", func() error {
+			if r := p.Report(); r.Retried < 3 {
+				return fmt.Errorf("report %+v", r)
 			}
+			return nil
+		})
+		if err := p.Ready(soon(t)); !broker.Permanent(err) {
+			t.Errorf("Ready = %v, want the permanent error", err)
+		}
+		if text := log.String(); strings.Count(text, "ACCESS_REFUSED") != 1 || strings.Count(text, "connected to the broker") != 1 {
+			t.Errorf("the log should name each change once:\n%s", text)
 		}
 		ctl("set_permissions", "mute", "mute-.*", ".*", "^$")
 		if err := r.Wait(soon(t)); err != nil {
@@ -577,8 +587,8 @@ func TestServerFaults(t *testing.T) {
 		})
 		// Several times the confirm timeout.
 		err := p.Status(within(t, time.Second), message("given up"))
-		if !errors.Is(err, publisher.ErrNotConfirmed) || !strings.Contains(err.Error(), "takes no messages for now") {
-			t.Errorf("Status = %v, want ErrNotConfirmed with the reason", err)
+		if !errors.Is(err, publisher.ErrNotConfirmed) || !strings.Contains(err.Error(), "not sent") || !strings.Contains(err.Error(), "takes no messages for now") {
+			t.Errorf("Status = %v, want ErrNotConfirmed, that it was not sent, and the reason", err)
 		}
 		if strings.Contains(log.String(), "did not confirm") {
 			t.Errorf("the session was ended during the alarm, which helps nobody:\n%s", log.String())

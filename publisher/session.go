@@ -77,9 +77,10 @@ func (p *Publisher) logFault(err error) {
 	p.cfg.Logger.Warn("broker does not take messages", "err", err)
 }
 
-// clearFault forgets the fault. The caller holds p.mu.
+// clearFault forgets the fault, but not what was logged: a queue that is full
+// now and then is not worth a line each time. The caller holds p.mu.
 func (p *Publisher) clearFault() {
-	p.fault, p.faultKept, p.logged = nil, false, ""
+	p.fault, p.faultKept = nil, false
 	p.announce()
 }
 
@@ -89,6 +90,7 @@ func (p *Publisher) setConnected() {
 	sound := !p.faultKept || len(p.unsettled) == 0
 	if sound {
 		p.clearFault()
+		p.logged = ""
 	}
 	p.announce()
 	p.mu.Unlock()
@@ -388,7 +390,7 @@ func (s *session) decide(r *Receipt, returned bool) {
 	if acked {
 		s.confirmed++
 	}
-	news, again := false, true
+	news, recovered, again := false, false, true
 	switch {
 	case acked && !returned:
 		again = !s.holdUntil.IsZero()
@@ -397,6 +399,9 @@ func (s *session) decide(r *Receipt, returned bool) {
 			s.refusals.Reset()
 		}
 		if p.fault != nil && !s.blocked {
+			if recovered = p.faultKept; recovered {
+				p.logged = ""
+			}
 			p.clearFault()
 		}
 		p.settle(r, nil)
@@ -420,6 +425,9 @@ func (s *session) decide(r *Receipt, returned bool) {
 	p.mu.Unlock()
 	if news {
 		p.logFault(errRefused)
+	}
+	if recovered {
+		p.cfg.Logger.Info("broker takes messages again")
 	}
 	if again { // else the writer need not be woken
 		p.signal()
@@ -447,8 +455,10 @@ func (s *session) block(b amqp.Blocking) {
 	s.p.mu.Lock()
 	s.blocked, s.unblocked = false, time.Now()
 	s.p.clearFault()
+	s.p.logged = ""
 	s.p.mu.Unlock()
 	s.p.signal()
+	s.p.cfg.Logger.Info("broker takes messages again")
 }
 
 func (s *session) overdue(r *Receipt) bool {

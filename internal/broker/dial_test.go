@@ -245,6 +245,34 @@ func TestDialHonoursContext(t *testing.T) {
 	}
 }
 
+// The library leaves the connection open when no login mechanism suits.
+func TestDialLeavesNothingOpen(t *testing.T) {
+	t.Parallel()
+	u, err := url.Parse(servicetest.AMQP(t))
+	if err != nil {
+		t.Fatal("the URL of the test's broker cannot be read")
+	}
+	hungUp := make(chan struct{})
+	address := listen(t, func(c net.Conn) {
+		server, err := net.Dial("tcp", u.Host)
+		if err != nil {
+			return
+		}
+		defer server.Close()
+		go func() { _, _ = io.Copy(c, server) }()
+		_, _ = io.Copy(server, c)
+		close(hungUp)
+	})
+	if _, err := Dial(t.Context(), Config{URL: "amqp://" + address + "/?auth_mechanism=external"}); err == nil {
+		t.Error("Dial succeeded, want an error")
+	}
+	select {
+	case <-hungUp:
+	case <-time.After(5 * time.Second):
+		t.Error("the connection was left open")
+	}
+}
+
 func connect(t *testing.T, url string) *amqp.Connection {
 	t.Helper()
 	conn, err := Dial(t.Context(), Config{URL: url})
