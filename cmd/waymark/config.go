@@ -272,7 +272,7 @@ func parseConfig(path string, content []byte) (map[string]value, error) {
 	for i := 0; i < len(root.Content); i += 2 {
 		section, body := root.Content[i], resolved(root.Content[i+1])
 		if !isSection(section.Value) {
-			return nil, fmt.Errorf("%s: unknown key %q%s", at(section), harmless(section.Value), suggestion(section.Value))
+			return nil, fmt.Errorf("%s: unknown key %q%s", at(section), section.Value, suggestion(section.Value))
 		}
 		if body.Kind == yaml.ScalarNode && body.Tag == "!!null" {
 			continue // a section whose lines are all commented out
@@ -285,7 +285,7 @@ func parseConfig(path string, content []byte) (map[string]value, error) {
 			key := section.Value + "." + name.Value
 			s := find(key)
 			if s == nil {
-				return nil, fmt.Errorf("%s: unknown key %q%s", at(name), harmless(key), suggestion(key))
+				return nil, fmt.Errorf("%s: unknown key %q%s", at(name), key, suggestion(key))
 			}
 			if first, twice := seen[key]; twice {
 				return nil, fmt.Errorf("%s: %s was set in line %d already", at(name), key, first)

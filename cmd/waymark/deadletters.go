@@ -107,7 +107,7 @@ func (a *app) openDeadLetters(ctx context.Context, c *config, queue string, limi
 	case "submission", q.Submission:
 		names = names[1:]
 	default:
-		return nil, usage("--queue: unknown queue %q: expected status or submission", harmless(queue))
+		return nil, usage("--queue: unknown queue %q: expected status or submission", queue)
 	}
 	conn, err := dial(ctx, c, "waymark dead-letters")
 	if err != nil {
@@ -451,7 +451,7 @@ func parseIDs(refs []string) (*wantedIDs, error) {
 	w := &wantedIDs{refs: refs}
 	for _, ref := range refs {
 		if len(ref) < 4 {
-			return nil, usage("message id %q: give at least four characters", harmless(ref))
+			return nil, usage("message id %q: give at least four characters", ref)
 		}
 		w.hits = append(w.hits, make(map[string]struct{}))
 	}

@@ -36,7 +36,7 @@ code. Data is kept in a folder from one start to the next.`,
   waymark dev --servers-only --data /tmp/wm -- psql`,
 		Args: func(cmd *cobra.Command, arguments []string) error {
 			if len(arguments) > 0 && cmd.ArgsLenAtDash() != 0 {
-				return usage("waymark dev: unexpected argument %q: put -- before a command to run", harmless(arguments[0]))
+				return usage("unexpected argument %q: put -- before a command to run", arguments[0])
 			}
 			return nil
 		},
@@ -182,7 +182,7 @@ func (a *app) runCommandWith(ctx context.Context, command, variables []string) e
 		}
 		return exit(exitFailed)
 	case err != nil:
-		return usage("running %q: %w", harmless(command[0]), err)
+		return usage("running %q: %w", command[0], err)
 	}
 	return nil
 }

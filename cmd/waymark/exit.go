@@ -38,7 +38,8 @@ const exitCodesHelp = `Every command ends with one of these:
 
 "waymark run" ends like the workflow: 0 if it finished, else the exit code of
 the command that failed (124 if it timed out, 1 if it has none), or 128 plus the
-number of the signal that stopped it. "waymark dev -- COMMAND" ends with COMMAND's exit code.`
+number of the signal that stopped it. "waymark dev -- COMMAND" ends with the
+exit code of COMMAND.`
 
 // exitError is an error with an exit code of its own. With a nil err there is
 // nothing left to say.

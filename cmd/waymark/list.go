@@ -56,7 +56,7 @@ to see them.`,
 			return a.withStore(cmd, func(ctx context.Context, _ *config, db *store.DB) error {
 				l := listing[workflow.Summary]{
 					key:     "workflows",
-					columns: columns("NAME", ">RUN", "ID", "OWNER", "ENGINE", "STATUS", ">PROGRESS", "STARTED", ">DURATION"),
+					columns: columns("NAME", ">RUN", "ID", "OWNER", "ENGINE", "STATUS", "PROGRESS", "STARTED", ">DURATION"),
 					view:    func(s *workflow.Summary) any { return viewWorkflow(s, a.now()) },
 					row: func(s *workflow.Summary) []string {
 						run := ""
@@ -242,10 +242,10 @@ func parsePairs(flag string, words []string) (map[string]string, error) {
 	for _, w := range words {
 		key, value, ok := strings.Cut(w, "=")
 		if !ok || key == "" {
-			return nil, usage("%s: %q: expected KEY=VALUE", flag, harmless(w))
+			return nil, usage("%s: %q: expected KEY=VALUE", flag, w)
 		}
 		if _, twice := pairs[key]; twice {
-			return nil, usage("%s: %q is given twice", flag, harmless(key))
+			return nil, usage("%s: %q is given twice", flag, key)
 		}
 		pairs[key] = value
 	}
@@ -273,7 +273,7 @@ func parseTime(flag, text string, now time.Time) (time.Time, error) {
 			return t, nil
 		}
 	}
-	return time.Time{}, usage("%s: %q is not a time: expected how long ago, such as 30m, 24h or 7d, or a time such as 2026-01-31 or 2026-01-31T12:00:00Z", flag, harmless(text))
+	return time.Time{}, usage("%s: %q is not a time: expected how long ago, such as 30m, 24h or 7d, or a time such as 2026-01-31 or 2026-01-31T12:00:00Z", flag, text)
 }
 
 // indented is a JSON text for people to read below a heading.

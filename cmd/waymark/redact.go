@@ -40,7 +40,7 @@ func redactDatabase(raw string) string {
 		return secretPair.ReplaceAllString(raw, "${1}"+hidden)
 	}
 	u, err := url.Parse(raw)
-	if err != nil || u.Fragment != "" {
+	if err != nil {
 		return unreadable
 	}
 	secret := false
@@ -78,7 +78,7 @@ func checkDatabaseURL(raw string) error {
 	if scheme, _, ok := strings.Cut(raw, "://"); ok && !isURL(raw) && !strings.ContainsAny(scheme, "= '") {
 		return errors.New("the database URL does not begin with postgres:// or postgresql://; " + form)
 	}
-	if _, err := pgconn.ParseConfig(raw); err != nil {
+	if _, err := pgconn.ParseConfig(raw); err != nil || (isURL(raw) && strings.Contains(raw, "#")) {
 		return errors.New("the database URL cannot be read (it is not shown, as it may hold a password); " + form)
 	}
 	return nil

@@ -70,7 +70,7 @@ func group(cmd *cobra.Command, args []string) error {
 		return cmd.Help()
 	}
 	cmd.SuggestionsMinimumDistance = 2
-	err := fmt.Sprintf("unknown command %q for %q", harmless(args[0]), cmd.CommandPath())
+	err := fmt.Sprintf("unknown command %q for %q", args[0], cmd.CommandPath())
 	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
 		return usage("%s; did you mean %s?", err, strings.Join(near, " or "))
 	}
@@ -83,11 +83,11 @@ func args(least, most int, what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		switch n := len(args); {
 		case n < least:
-			return usage("%s: missing %s; see %s --help", cmd.CommandPath(), what, cmd.CommandPath())
+			return usage("missing %s; see %s --help", what, cmd.CommandPath())
 		case most == 0 && n > 0:
-			return usage("%s: unexpected argument %q; see %s --help", cmd.CommandPath(), harmless(args[0]), cmd.CommandPath())
+			return usage("unexpected argument %q; see %s --help", args[0], cmd.CommandPath())
 		case most > 0 && n > most:
-			return usage("%s: unexpected argument %q after %s; see %s --help", cmd.CommandPath(), harmless(args[most]), what, cmd.CommandPath())
+			return usage("unexpected argument %q after %s; see %s --help", args[most], what, cmd.CommandPath())
 		}
 		return nil
 	}

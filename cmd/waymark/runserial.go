@@ -25,7 +25,7 @@ func (a *app) runCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "run",
 		Short:   "Run a workflow and report it",
-		Long:    "Run a workflow on this machine and report what it does. There is a subcommand for each engine.",
+		Long:    "Run a workflow on this machine and report what it does. Each engine has a\nsubcommand.",
 		Example: "  waymark run serial -f reana.yaml",
 		RunE:    group,
 	}
@@ -111,7 +111,7 @@ func (a *app) runSerial(cmd *cobra.Command, f *serialFlags) error {
 	switch {
 	case f.id != "":
 		if id, err = uuid.Parse(f.id); err != nil || id == uuid.Nil {
-			return usage("--id: %q is not a UUID", harmless(f.id))
+			return usage("--id: %q is not a UUID", f.id)
 		}
 	case !f.resume:
 		id = uuid.New()

@@ -107,7 +107,7 @@ func (a *app) server(ctx context.Context, c *config) (*server, error) {
 			Kind:           kind,
 			Limits:         c.limits(),
 			Linger:         linger,
-			Logger:         s.logger.With("queue", queue),
+			Logger:         s.logger,
 			Prefetch:       c.Consumer.Prefetch,
 			Queue:          queue,
 			Registerer:     s.registry,

@@ -108,13 +108,13 @@ func (s *setting) validate(value string) error {
 	switch s.kind {
 	case word:
 		if !slices.Contains(s.choices, value) {
-			return fmt.Errorf("unknown value %q: expected %s", harmless(value), alternatives(s.choices))
+			return fmt.Errorf("unknown value %q: expected %s", value, alternatives(s.choices))
 		}
 	case number:
 		n, err := strconv.Atoi(value)
 		switch {
 		case err != nil:
-			return fmt.Errorf("%q is not a whole number", harmless(value))
+			return fmt.Errorf("%q is not a whole number", value)
 		case n < s.least:
 			return fmt.Errorf("%d is too small: the least is %d", n, s.least)
 		case s.most > 0 && n > s.most:
@@ -124,7 +124,7 @@ func (s *setting) validate(value string) error {
 		d, err := time.ParseDuration(value)
 		switch {
 		case err != nil:
-			return fmt.Errorf("%q is not a duration: expected a number and a unit, such as 500ms, 10s or 2m", harmless(value))
+			return fmt.Errorf("%q is not a duration: expected a number and a unit, such as 500ms, 10s or 2m", value)
 		case d < 0:
 			return fmt.Errorf("%s is negative", d)
 		}
@@ -165,10 +165,10 @@ func checkListen(address string) error {
 	}
 	_, port, err := net.SplitHostPort(address)
 	if err != nil {
-		return fmt.Errorf("%q is not an address: expected HOST:PORT, such as 127.0.0.1:9464, or off", harmless(address))
+		return fmt.Errorf("%q is not an address: expected HOST:PORT, such as 127.0.0.1:9464, or off", address)
 	}
 	if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
-		return fmt.Errorf("%q has a port that is not a number of 0 to 65535", harmless(address))
+		return fmt.Errorf("%q has a port that is not a number of 0 to 65535", address)
 	}
 	return nil
 }

@@ -102,7 +102,7 @@ func parseKind(name string) (func(body []byte) schemas.Kind, error) {
 	case "submission", schemas.SubmissionKind.String():
 		return always(schemas.SubmissionKind), nil
 	}
-	return nil, usage("unknown kind of message %q: expected status, submission or auto", harmless(name))
+	return nil, usage("unknown kind of message %q: expected status, submission or auto", name)
 }
 
 // detectKind tells a submission by the key that only it has; whatever else a

@@ -308,7 +308,7 @@ func (w *watcher) draw() error {
 	body.w, body.width = &b, terminalWidth(w.o.w)
 	switch {
 	case len(rows) > 0:
-		if err := body.table(columns("NAME", "ID", "STATUS", "", ">PROGRESS", ">DURATION"), rows, true); err != nil {
+		if err := body.table(columns("NAME", "ID", "STATUS", "", "PROGRESS", ">DURATION"), rows, true); err != nil {
 			return err
 		}
 	case len(w.missing) == 0:
