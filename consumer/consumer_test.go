@@ -41,8 +41,6 @@ type site struct {
 	queue  string
 	db     *store.DB
 	cfg    consumer.Config
-	mu     sync.Mutex
-	conn   *amqp.Connection
 	server servicetest.DB
 }
 

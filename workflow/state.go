@@ -118,7 +118,9 @@ func (s *State) Submit(sub *Submission) Outcome {
 		s.RunChanged, changed = true, true
 	}
 	if sub.supersedes(s.Run.Submission) {
-		s.Run.Submission = sub
+		kept := *sub
+		kept.Attempt = sub.attempt() // 0 and 1 say the same, and are kept the same
+		s.Run.Submission = &kept
 		s.RunChanged, s.SubmissionChanged, changed = true, true, true
 	}
 	if changed {
