@@ -17,8 +17,9 @@ var (
 	ErrUnroutable = errors.New("unroutable")
 )
 
-// InvalidError says that a message was refused before anything was sent:
-// trying again with the same message cannot help.
+// InvalidError says that a message was refused, nearly always before anything
+// was sent; the broker may also have refused it as too large for its own limit.
+// Trying again with the same message cannot help.
 type InvalidError struct {
 	// Message says what was refused, such as "status message".
 	Message string

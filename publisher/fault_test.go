@@ -624,6 +624,42 @@ func TestServerFaults(t *testing.T) {
 		}
 	})
 
+	// The broker's limit is lower than ours. One message over it must not keep
+	// back the others for ever.
+	t.Run("message over the broker's limit", func(t *testing.T) {
+		ctl("eval", "application:set_env(rabbit, max_message_size, 100000).")
+		defer ctl("eval", "application:set_env(rabbit, max_message_size, 134217728).")
+		p := start(t, publisher.Config{URL: server.URL(), Queues: publisher.Queues{Status: "size-status", Submission: "size-submission"}})
+		const n = 200
+		tooLarge := map[int]bool{0: true, 70: true, 71: true, n - 1: true}
+		var receipts []*publisher.Receipt
+		for i := range n {
+			body := []byte("{}")
+			if tooLarge[i] {
+				body = make([]byte, 100_001)
+			}
+			r, err := p.SendRaw(soon(t), "size-status", body, publisher.Properties{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			receipts = append(receipts, r)
+		}
+		for i, r := range receipts {
+			err := r.Wait(soon(t))
+			if _, invalid := errors.AsType[*publisher.InvalidError](err); invalid != tooLarge[i] || !invalid && err != nil {
+				t.Fatalf("message %d, over the limit %t: %v", i, tooLarge[i], err)
+			}
+		}
+		if err := p.Close(soon(t)); err == nil || !strings.Contains(err.Error(), "4 messages failed") || !strings.Contains(err.Error(), "PRECONDITION_FAILED") {
+			t.Errorf("Close = %v, want 4 messages failed and the broker's reason", err)
+		}
+		r := p.Report()
+		balanced(t, r)
+		if r.Confirmed != n-4 || r.NotConfirmed != 4 {
+			t.Errorf("report %+v, want %d confirmed and 4 refused", r, n-4)
+		}
+	})
+
 	// What was confirmed must survive a crash of the server.
 	t.Run("killed", func(t *testing.T) {
 		cfg := publisher.Config{URL: server.URL(), Queues: publisher.Queues{Status: "kill-status", Submission: "kill-submission"}}

@@ -34,6 +34,7 @@ type Publisher struct {
 	seq       uint64
 	queue     []*Receipt // to be written, by seq
 	buffer    []*Receipt // under queue, each time it has been empty
+	suspects  uint64     // messages up to this seq are written one at a time; see accuse
 	unsettled map[*Receipt]struct{}
 	report    Report
 	failed    int   // pipelined messages that failed since the last Flush
@@ -292,11 +293,8 @@ func (p *Publisher) withdraw(r *Receipt, cause error) error {
 	return err
 }
 
-// pop takes the next message to write, nil if there is none.
+// pop takes the next message to write; there must be one.
 func (p *Publisher) pop() *Receipt {
-	if len(p.queue) == 0 {
-		return nil
-	}
 	r := p.queue[0]
 	p.queue[0] = nil
 	p.queue = p.queue[1:]

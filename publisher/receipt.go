@@ -44,8 +44,8 @@ func (r *Receipt) MessageID() string { return r.id }
 func (r *Receipt) Done() <-chan struct{} { return r.done }
 
 // Wait waits until the message is settled, or ctx ends. It returns nil if the
-// message is confirmed, else an error that is [ErrUnroutable] or
-// [ErrNotConfirmed]. When ctx ends, the publisher still holds the message and
+// message is confirmed, else an error that is [ErrUnroutable],
+// [ErrNotConfirmed] or an *[InvalidError]. When ctx ends, the publisher still holds the message and
 // goes on: Wait may be called again.
 func (r *Receipt) Wait(ctx context.Context) error {
 	select {

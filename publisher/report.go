@@ -9,8 +9,8 @@ type Report struct {
 	Confirmed int64
 	// Unroutable: taken by the broker, which had no queue for them.
 	Unroutable int64
-	// NotConfirmed: given up by their caller or by Close. They may or may not
-	// have been delivered.
+	// NotConfirmed: given up by their caller or by Close, so that they may or
+	// may not have been delivered; or refused for good by the broker.
 	NotConfirmed int64
 	// InFlight: accepted, and not settled yet.
 	InFlight int64

@@ -2,8 +2,10 @@ package publisher
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -31,6 +33,7 @@ func (p *Publisher) run(ctx context.Context) {
 			p.setConnected()
 			err = s.run(ctx)
 			p.unsetConnected()
+			p.accuse(s.lost, err)
 			if s.confirmed > 0 || time.Since(began) > steady {
 				delay.Reset()
 			}
@@ -113,6 +116,29 @@ func (p *Publisher) announce() {
 	p.changed = make(chan struct{})
 }
 
+// accuse finds the message for which the broker ended a session: it does so
+// with PRECONDITION_FAILED when a message is over its limit of size, which may
+// be lower than ours. Sent again, the message would end every session, and
+// keep back everything behind it. The messages that were on their way are
+// suspects, and tried one at a time until the culprit is alone.
+func (p *Publisher) accuse(lost []*Receipt, err error) {
+	refusal, ok := errors.AsType[*amqp.Error](err)
+	if !ok || !refusal.Server || refusal.Code != amqp.PreconditionFailed || len(lost) == 0 {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	culprit := lost[len(lost)-1]
+	if len(lost) > 1 {
+		p.suspects = culprit.seq
+		return
+	}
+	if i, ok := p.position(culprit); ok { // else its caller has given it up
+		p.queue = slices.Delete(p.queue, i, i+1)
+		p.settle(culprit, &InvalidError{Message: "message " + culprit.id, Err: err})
+	}
+}
+
 // session is one connection with one channel in confirm mode. Any fault ends
 // it; what it had not confirmed goes back into the queue.
 //
@@ -138,9 +164,11 @@ type session struct {
 	redeclare bool      // a message was returned: the queues may be gone
 	holdUntil time.Time // a message was refused: wait before trying it again
 	refusals  *backoff.ExponentialBackOff
-	written   int
-	confirmed int
-	cause     error // why the settler ended the session
+	written   int        // messages, of which
+	decided   int        // so many got their confirm, or will not in this session, of which
+	confirmed int        // so many were confirmed
+	lost      []*Receipt // decided for want of a confirm
+	cause     error      // why the settler ended the session
 }
 
 func (p *Publisher) connect(ctx context.Context) (*session, error) {
@@ -236,7 +264,6 @@ func (s *session) write(ctx context.Context) error {
 			if err := broker.Declare(s.conn, s.p.queues...); err != nil {
 				return err
 			}
-			s.redeclared()
 			continue
 		}
 		var held <-chan time.Time
@@ -288,27 +315,23 @@ func (s *session) next() *Receipt {
 	if s.blocked || s.redeclare || (!s.holdUntil.IsZero() && time.Now().Before(s.holdUntil)) {
 		return nil
 	}
-	r := s.p.pop()
-	if r != nil {
-		s.written++
+	if len(s.p.queue) == 0 || s.p.queue[0].seq <= s.p.suspects && s.written > s.decided {
+		return nil
 	}
-	return r
+	s.written++
+	return s.p.pop()
 }
 
-// todo says what the writer has to do before it can publish more.
+// todo says what the writer has to do before it can publish more. A return
+// that comes while it declares the queues makes it declare them again.
 func (s *session) todo() (redeclare bool, hold time.Duration) {
 	s.p.mu.Lock()
 	defer s.p.mu.Unlock()
+	redeclare, s.redeclare = s.redeclare, false
 	if !s.holdUntil.IsZero() && len(s.p.queue) > 0 && !s.blocked {
 		hold = max(time.Until(s.holdUntil), time.Microsecond)
 	}
-	return s.redeclare, hold
-}
-
-func (s *session) redeclared() {
-	s.p.mu.Lock()
-	defer s.p.mu.Unlock()
-	s.redeclare = false
+	return redeclare, hold
 }
 
 // returnedKey names a message as a return does.
@@ -387,14 +410,15 @@ func (s *session) decide(r *Receipt, returned bool) {
 	lost := !acked && s.ch.IsClosed()
 
 	p.mu.Lock()
+	s.decided++
 	if acked {
 		s.confirmed++
 	}
 	news, recovered, again := false, false, true
 	switch {
 	case acked && !returned:
-		again = !s.holdUntil.IsZero()
-		if again {
+		again = !s.holdUntil.IsZero() || r.seq <= p.suspects
+		if !s.holdUntil.IsZero() {
 			s.holdUntil = time.Time{}
 			s.refusals.Reset()
 		}
@@ -406,12 +430,12 @@ func (s *session) decide(r *Receipt, returned bool) {
 		}
 		p.settle(r, nil)
 	case acked && r.redeclared:
-		again = false
 		p.settle(r, fmt.Errorf("publishing message %s: %w: the broker has no queue %q", r.id, ErrUnroutable, r.queue))
 	case acked:
 		r.redeclared, s.redeclare = true, true
 		p.requeue(r)
 	case lost:
+		s.lost = append(s.lost, r)
 		p.requeue(r)
 	default:
 		// The broker could not, or would not, keep the message, as when a queue
