@@ -15,8 +15,9 @@ func decodeJSON(t testing.TB, text string, v any) {
 }
 
 const (
-	goodStatus = `{"workflow_uuid": "2fb6b2f0-7c94-4ddc-9a5d-5d2b8b6e1f6c", "status": 1, "logs": "", "message": {}}`
-	badStatus  = `{"workflow_uuid": "2fb6b2f0-7c94-4ddc-9a5d-5d2b8b6e1f6c", "status": 99, "logs": "", "message": {}}`
+	goodID     = "2fb6b2f0-7c94-4ddc-9a5d-5d2b8b6e1f6c"
+	goodStatus = `{"workflow_uuid": "` + goodID + `", "status": 1, "logs": "", "message": {}}`
+	badStatus  = `{"workflow_uuid": "` + goodID + `", "status": 99, "logs": "", "message": {}}`
 )
 
 func TestValidate(t *testing.T) {
