@@ -503,7 +503,9 @@ func (c *config) store(logger *slog.Logger) store.Config {
 
 // logger returns the logger of a command. One that ends by itself is brief: it
 // speaks of what went wrong, unless the level was chosen.
-func (a *app) logger(c *config, brief bool) *slog.Logger {
+func (a *app) logger(c *config, brief bool) *slog.Logger { return a.loggerTo(a.stderr, c, brief) }
+
+func (a *app) loggerTo(w io.Writer, c *config, brief bool) *slog.Logger {
 	var level slog.Level
 	// The table of settings allows no other words than slog's.
 	_ = level.UnmarshalText([]byte(c.Log.Level))
@@ -512,7 +514,7 @@ func (a *app) logger(c *config, brief bool) *slog.Logger {
 	}
 	options := &slog.HandlerOptions{Level: level}
 	if c.Log.Format == "json" {
-		return slog.New(slog.NewJSONHandler(a.stderr, options))
+		return slog.New(slog.NewJSONHandler(w, options))
 	}
-	return slog.New(slog.NewTextHandler(a.stderr, options))
+	return slog.New(slog.NewTextHandler(w, options))
 }

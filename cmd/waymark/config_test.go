@@ -268,6 +268,16 @@ func TestSettingsTable(t *testing.T) {
 	}
 }
 
+func TestREADMEHoldsTheSettings(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(readme), settingsTable()) {
+		t.Error("README.md does not hold the table of settings as it is: paste the output of waymark config print --docs")
+	}
+}
+
 func TestTLSFiles(t *testing.T) {
 	for _, args := range [][]string{
 		{"--broker-tls-ca", "no-such-file"},

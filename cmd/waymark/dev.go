@@ -109,6 +109,17 @@ func (a *app) devOn(ctx context.Context, c *config, stack *devstack.Stack, serve
 	for _, note := range stack.Notes() {
 		fmt.Fprintln(a.stderr, note)
 	}
+	switch {
+	case serversOnly:
+		c.HTTP.Listen = "off"
+	case c.values["http.listen"].origin.kind == "default":
+		// Nobody has asked for this address, so another will do.
+		if l, err := listenHTTP(ctx, c.HTTP.Listen); err != nil {
+			c.HTTP.Listen = "127.0.0.1:0"
+		} else if err := l.Close(); err != nil {
+			return err
+		}
+	}
 	s, err := a.server(ctx, c)
 	if err != nil {
 		return err
@@ -135,9 +146,6 @@ func (a *app) devOn(ctx context.Context, c *config, stack *devstack.Stack, serve
 	defer stop()
 	g.Go(func() error { return stack.Wait(running) })
 	if serversOnly {
-		if s.listener != nil {
-			_ = s.listener.Close() // nobody has been told of it
-		}
 		defer s.db.Close()
 	} else {
 		g.Go(func() error { return s.Run(running) })

@@ -327,6 +327,14 @@ func TestEndToEnd(t *testing.T) {
 		if !strings.Contains(raw, "a\x1b[31mb\n") {
 			t.Errorf("the raw logs are not:\n%q", raw)
 		}
+		for ref, want := range map[string]string{"step1": "hello\n", "step2": `a\x1b[31mb` + "\n"} {
+			if got := s.run(t, "logs", "fit", "--job", ref).want(t, exitOK).stdout; got != want {
+				t.Errorf("the log of job %s is %q, want %q", ref, got, want)
+			}
+		}
+		if got := s.run(t, "logs", "fit", "--job", "step9").want(t, exitNotFound); !strings.Contains(got.stderr, `job "step9": not found`) {
+			t.Errorf("the log of a job that is not there: %q", got.stderr)
+		}
 		if tail := s.run(t, "logs", "bad", "--tail", "1").want(t, exitOK).stdout; strings.Count(tail, "\n") != 1 {
 			t.Errorf("the last line of the log is %q", tail)
 		}
@@ -930,6 +938,48 @@ func TestWatchEveryEnd(t *testing.T) {
 		})
 	}
 	active.stop(t, exitInterrupted)
+}
+
+// A database that goes away in the middle is waited for, by all of us.
+func TestWatchSurvivesTheDatabase(t *testing.T) {
+	t.Parallel()
+	server := servicetest.Postgres(t)
+	s := newSite(t)
+	s.database = servicetest.DatabaseOf(t, server.URL())
+	s.environment["WAYMARK_DATABASE_URL"], s.environment["WAYMARK_DATABASE_SCHEMA"] = s.database.URL, s.database.Schema
+	serve := s.serve(t)
+	s.runWith(t.Context(), goodStatus, "publish", "status").want(t, exitOK)
+	s.awaitStatus(t, goodID, "running")
+	watching := s.start(t, "watch", goodID)
+	following := s.start(t, "logs", goodID, "--follow")
+	servicetest.Eventually(t, patience, "watch tells of the run", func() error {
+		if !strings.Contains(watching.stdout.String(), "running") {
+			return errors.New(watching.stdout.String())
+		}
+		return nil
+	})
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	s.runWith(t.Context(), strings.Replace(goodStatus, `"status": 1, "logs": ""`, `"status": 2, "logs": "the end"`, 1), "publish", "status").want(t, exitOK)
+	servicetest.Eventually(t, patience, "serve says that the database is away", func() error {
+		if code, body := httpGet(t, serve.url(t)+"/readyz"); code != http.StatusServiceUnavailable || strings.Contains(body, `"database":{"ok":true`) {
+			return fmt.Errorf("%d %s", code, body)
+		}
+		return nil
+	})
+	if err := server.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if code := watching.wait(t); code != exitOK {
+		t.Errorf("watch ended with %d, want 0: %s", code, watching.stderr.String())
+	}
+	if code := following.wait(t); code != exitOK || following.stdout.String() != "the end\n" {
+		t.Errorf("logs --follow ended with %d and said %q", code, following.stdout.String())
+	}
+	if e := s.settled(t, s.status, 2); e.Received != 2 || !e.Balanced {
+		t.Errorf("ledger %+v, want 2 received, in balance", e)
+	}
 }
 
 func TestFollowLogs(t *testing.T) {

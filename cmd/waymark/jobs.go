@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"strconv"
 	"strings"
 
+	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
 	"waymark/store"
@@ -82,4 +84,38 @@ they run.
 	addOutputFlags(cmd, formatTable, formatJSON, formatJSONL)
 	addConfigFlags(cmd, "database", "log")
 	return cmd
+}
+
+// findJob returns the id of the job that a person means by ref: an id, the
+// beginning of one (four characters or more), or the name of a job.
+func findJob(ctx context.Context, db *store.DB, id uuid.UUID, ref string) (string, error) {
+	var fits []string
+	for filter := (workflow.JobFilter{Limit: 10_000}); ; {
+		page, err := db.Jobs(ctx, id, filter)
+		if err != nil {
+			return "", err
+		}
+		for i := range page.Items {
+			switch j := &page.Items[i]; {
+			case j.ID == ref:
+				return j.ID, nil
+			case j.Name == ref, len(ref) >= 4 && strings.HasPrefix(j.ID, ref):
+				fits = append(fits, j.ID)
+			}
+		}
+		if filter.Cursor = page.Next; page.Next == "" {
+			break
+		}
+	}
+	switch len(fits) {
+	case 0:
+		return "", fmt.Errorf("job %q: %w; see waymark jobs %s", ref, workflow.ErrNotFound, id)
+	case 1:
+		return fits[0], nil
+	}
+	shown := strings.Join(fits[:min(len(fits), 5)], ", ")
+	if len(fits) > 5 {
+		shown += ", …"
+	}
+	return "", fmt.Errorf("job %q: %w: it fits %s", ref, workflow.ErrAmbiguous, shown)
 }

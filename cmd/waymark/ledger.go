@@ -27,7 +27,8 @@ func (a *app) ledgerCommand() *cobra.Command {
 as the counters are kept in the transactions that had the effect. Beside it
 stands how many messages wait in the queue and in its dead-letter queue now;
 those that a consumer holds are in neither. Without the broker these are
-unknown, and the rest is shown all the same.`,
+unknown, and the rest is shown all the same. Exits with 1 if a queue is not in
+balance.`,
 		Example: `  waymark ledger
   waymark ledger --json | jq '.queues[].balanced'`,
 		Args: args(0, 0, ""),
@@ -103,17 +104,21 @@ func (a *app) showLedger(o *output, entries []workflow.LedgerEntry, depths map[s
 		if brokerErr != nil {
 			fault = known(brokerErr.Error())
 		}
-		return o.document(struct {
+		if err := o.document(struct {
 			Queues      []ledgerView `json:"queues"`
 			Balanced    bool         `json:"balanced"`
 			BrokerError *string      `json:"broker_error"`
-		}{views, balanced, fault})
-	}
-	if err := o.table(columns("QUEUE", ">RECEIVED", ">APPLIED", ">DUPLICATE", ">STALE", ">DEAD", "BALANCED", ">READY", ">CONSUMERS", ">DEAD-LETTERS"), rows, true); err != nil {
+		}{views, balanced, fault}); err != nil {
+			return err
+		}
+	} else if err := o.table(columns("QUEUE", ">RECEIVED", ">APPLIED", ">DUPLICATE", ">STALE", ">DEAD", "BALANCED", ">READY", ">CONSUMERS", ">DEAD-LETTERS"), rows, true); err != nil {
 		return err
 	}
 	if brokerErr != nil {
 		fmt.Fprintf(a.stderr, "queue depths are unknown: %s\n", harmless(brokerErr.Error()))
+	}
+	if !balanced {
+		return exit(exitFailed)
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 
@@ -17,6 +18,7 @@ func (a *app) logsCommand() *cobra.Command {
 	var filter workflow.LogFilter
 	var follow, raw bool
 	var tail int
+	var job string
 	cmd := &cobra.Command{
 		Use:   "logs WORKFLOW",
 		Short: "Show the log of a workflow or of its jobs",
@@ -36,14 +38,19 @@ terminal are shown as escapes, unless --raw is given.
 			}
 			o := a.output(cmd)
 			p := &logPrinter{o: o, raw: raw, heads: filter.AllJobs}
-			return a.withStore(cmd, func(ctx context.Context, _ *config, db *store.DB) error {
+			return a.withStore(cmd, func(ctx context.Context, c *config, db *store.DB) error {
 				id, err := db.Find(ctx, refs[0])
 				if err != nil {
 					return err
 				}
+				if job != "" {
+					if filter.JobID, err = findJob(ctx, db, id, job); err != nil {
+						return err
+					}
+				}
 				switch {
 				case follow:
-					return p.follow(ctx, db, id, filter, tail)
+					return p.follow(ctx, db, a.logger(c, true), id, filter, tail)
 				case tail > 0:
 					return p.tail(ctx, db, id, filter, tail)
 				}
@@ -52,7 +59,7 @@ terminal are shown as escapes, unless --raw is given.
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&filter.JobID, "job", "", "the log of the job with this `id`")
+	f.StringVar(&job, "job", "", "the log of one `job`: its id, the beginning of it, or its name")
 	f.BoolVar(&filter.AllJobs, "all-jobs", false, "the log of the run and of all its jobs, in the order of time")
 	f.IntVar(&tail, "tail", 0, "only the last so many `lines`")
 	f.BoolVar(&follow, "follow", false, "go on with what comes, until the run ends")
@@ -133,7 +140,7 @@ func lastChunks(ctx context.Context, db *store.DB, id uuid.UUID, filter workflow
 // follow writes the log and what comes until the run ends. Chunks come in no
 // certain order: one that was delayed has its place among those written long
 // ago. What counts is therefore whether a chunk was written, not its place.
-func (p *logPrinter) follow(ctx context.Context, db *store.DB, id uuid.UUID, filter workflow.LogFilter, tail int) error {
+func (p *logPrinter) follow(ctx context.Context, db *store.DB, logger *slog.Logger, id uuid.UUID, filter workflow.LogFilter, tail int) error {
 	written := make(map[int64]struct{})
 	skip := int64(0) // chunks up to this one were there before the tail
 	if tail > 0 {
@@ -168,7 +175,7 @@ func (p *logPrinter) follow(ctx context.Context, db *store.DB, id uuid.UUID, fil
 		for f := filter; ; {
 			page, err := db.Logs(ctx, id, f)
 			if err != nil {
-				return err
+				return orTryAgain(err)
 			}
 			if _, err := fresh(page.Items); err != nil {
 				return err
@@ -178,14 +185,14 @@ func (p *logPrinter) follow(ctx context.Context, db *store.DB, id uuid.UUID, fil
 			}
 		}
 	}
-	return listen(ctx, db, func(ctx context.Context, all bool, ids []uuid.UUID) error {
+	return listen(ctx, db, logger, func(ctx context.Context, all bool, ids []uuid.UUID) error {
 		if !all && !slices.Contains(ids, id) {
 			return nil
 		}
 		// The status first: what was logged before the end is then there to be read.
 		runs, err := db.Summaries(ctx, []uuid.UUID{id})
 		if err != nil {
-			return err
+			return orTryAgain(err)
 		}
 		ended := len(runs) == 0 || runs[0].Status.Terminal()
 		if all || ended {
@@ -199,7 +206,7 @@ func (p *logPrinter) follow(ctx context.Context, db *store.DB, id uuid.UUID, fil
 			f.Tail = 200
 			page, err := db.Logs(ctx, id, f)
 			if err != nil {
-				return err
+				return orTryAgain(err)
 			}
 			known := func(e workflow.LogEntry) bool { _, is := written[e.Seq]; return is || e.Seq <= skip }
 			if len(page.Items) < f.Tail || slices.ContainsFunc(page.Items, known) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/spf13/cobra"
 
@@ -65,14 +66,14 @@ func (a *app) publish(cmd *cobra.Command, kind schemas.Kind, path string) error 
 	if err != nil {
 		return err
 	}
-	p, err := a.publisher(cmd, c)
+	p, err := a.publisher(cmd, c, a.stderr)
 	if err != nil {
 		return err
 	}
 	if path == "-" && isTerminal(a.stdin) {
 		fmt.Fprintln(a.stderr, "reading messages from the terminal; end with Ctrl-D")
 	}
-	r, name, err := a.input(path)
+	r, name, err := a.input(cmd.Context(), path)
 	if err != nil {
 		return errors.Join(err, p.Close(cancelled()))
 	}
@@ -154,12 +155,12 @@ func sendError(err error) error {
 	return unreachable(err)
 }
 
-// publisher returns a publisher of the configuration.
-func (a *app) publisher(cmd *cobra.Command, c *config) (*publisher.Publisher, error) {
+// publisher returns a publisher of the configuration, which logs to log.
+func (a *app) publisher(cmd *cobra.Command, c *config, log io.Writer) (*publisher.Publisher, error) {
 	if err := c.require("broker.url"); err != nil {
 		return nil, err
 	}
-	pc, err := c.publisher(a.logger(c, true))
+	pc, err := c.publisher(a.loggerTo(log, c, true))
 	if err != nil {
 		return nil, err
 	}

@@ -159,7 +159,7 @@ func outcomes(ctx context.Context, db *store.DB, ids []string) (map[string]workf
 // that the broker has confirmed. A crash between the two leaves the letter in
 // both places, under one id: a later replay of it is a duplicate.
 func (a *app) republish(ctx context.Context, cmd *cobra.Command, c *config, r *replay) (err error) {
-	p, err := a.publisher(cmd, c)
+	p, err := a.publisher(cmd, c, a.stderr)
 	if err != nil {
 		return err
 	}

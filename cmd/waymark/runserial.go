@@ -121,11 +121,11 @@ func (a *app) runSerial(cmd *cobra.Command, f *serialFlags) error {
 	// second cuts short the time that its command has for ending.
 	ctx, hurry, stop := engines.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	to, closePublisher, err := a.reporting(ctx, cmd, c, f)
+	view := a.serialView(f.quiet)
+	to, closePublisher, err := a.reporting(ctx, cmd, c, f, view)
 	if err != nil {
 		return err
 	}
-	view := a.serialView(f.quiet)
 	announced := &announcer{next: to, say: func(id uuid.UUID) { view.line("run %s", id) }}
 	if id != uuid.Nil {
 		announced.announce(id)
@@ -135,7 +135,7 @@ func (a *app) runSerial(cmd *cobra.Command, f *serialFlags) error {
 		Grace:        f.grace,
 		Hurry:        hurry,
 		Labels:       labels,
-		Logger:       a.logger(c, true),
+		Logger:       a.loggerTo(view, c, true),
 		Name:         f.name,
 		Observe:      view.event,
 		Output:       view.output,
@@ -153,7 +153,7 @@ func (a *app) runSerial(cmd *cobra.Command, f *serialFlags) error {
 
 // reporting returns where the run is reported to, nil if nowhere, and what
 // closes it.
-func (a *app) reporting(ctx context.Context, cmd *cobra.Command, c *config, f *serialFlags) (to engines.Publisher, closeIt func(), err error) {
+func (a *app) reporting(ctx context.Context, cmd *cobra.Command, c *config, f *serialFlags, log io.Writer) (to engines.Publisher, closeIt func(), err error) {
 	if c.Broker.URL == "" {
 		if f.requireBroker {
 			return nil, nil, c.require("broker.url")
@@ -161,7 +161,7 @@ func (a *app) reporting(ctx context.Context, cmd *cobra.Command, c *config, f *s
 		fmt.Fprintln(a.stderr, "broker.url is not set: the run is not reported")
 		return nil, func() {}, nil
 	}
-	p, err := a.publisher(cmd, c)
+	p, err := a.publisher(cmd, c, log)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -256,40 +256,44 @@ type serialView struct {
 	o        *output
 	terminal bool
 	output   io.Writer // of the commands; nil if not shown
+	bar      *mpb.Bar  // the engine's goroutine's alone
 
-	bars *mpb.Progress
-	bar  *mpb.Bar
-
-	mu      sync.Mutex
+	mu      sync.Mutex // guards what follows
+	bars    *mpb.Progress
 	current string
 }
 
 func (a *app) serialView(quiet bool) *serialView {
 	v := &serialView{app: a, o: &output{w: a.stderr}, terminal: isTerminal(a.stderr)}
 	v.o.colour = v.terminal && a.getenv("NO_COLOR") == "" && a.getenv("TERM") != "dumb"
-	if v.terminal {
-		v.bars = mpb.New(mpb.WithOutput(a.stderr), mpb.WithWidth(30), mpb.WithAutoRefresh())
-	}
 	if !quiet {
 		v.output = a.stdout
 		if v.terminal && isTerminal(a.stdout) {
-			v.output = &lineWriter{w: v.bars}
+			v.output = &lineWriter{w: v}
 		}
 	}
 	return v
 }
 
+// Write writes whole lines above the bar, if there is one by now.
+func (v *serialView) Write(p []byte) (int, error) {
+	v.mu.Lock()
+	bars := v.bars
+	v.mu.Unlock()
+	if bars != nil {
+		if n, err := bars.Write(p); !errors.Is(err, mpb.ErrDone) {
+			return n, err
+		}
+	}
+	return v.app.stderr.Write(p)
+}
+
 func (v *serialView) colour(word string) string { return v.o.status(word) }
 
-// line writes a line of ours, above the bar if there is one.
+// line writes a line of ours.
 func (v *serialView) line(format string, args ...any) {
-	var w io.Writer = v.app.stderr
-	if v.bars != nil {
-		w = v.bars
-	}
-	if _, err := fmt.Fprintf(w, format+"\n", args...); errors.Is(err, mpb.ErrDone) {
-		fmt.Fprintf(v.app.stderr, format+"\n", args...)
-	}
+	// Whether anybody can read it must not matter to the run.
+	_, _ = fmt.Fprintf(v, format+"\n", args...)
 }
 
 func (v *serialView) event(e serial.Event) {
@@ -299,9 +303,12 @@ func (v *serialView) event(e serial.Event) {
 	}
 	switch e.Kind {
 	case serial.RunStarted:
-		if v.bars != nil && e.Total > 0 {
-			v.bar = v.bars.AddBar(int64(e.Total),
-				mpb.BarFillerClearOnComplete(),
+		if v.terminal && e.Total > 0 {
+			bars := mpb.New(mpb.WithOutput(v.app.stderr), mpb.WithWidth(30), mpb.WithAutoRefresh())
+			v.mu.Lock()
+			v.bars = bars
+			v.mu.Unlock()
+			v.bar = bars.AddBar(int64(e.Total),
 				mpb.PrependDecorators(decor.CountersNoUnit("%d/%d ")),
 				mpb.AppendDecorators(decor.Elapsed(decor.ET_STYLE_GO), decor.Any(func(decor.Statistics) string {
 					v.mu.Lock()

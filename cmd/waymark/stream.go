@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -168,15 +169,28 @@ func (s *splitter) skipLine() error {
 
 // input opens a file, or standard input for "-", and returns the name to call
 // it by in messages.
-func (a *app) input(path string) (r io.ReadCloser, name string, err error) {
+func (a *app) input(ctx context.Context, path string) (r io.ReadCloser, name string, err error) {
 	if path == "-" {
-		return io.NopCloser(a.stdin), "standard input", nil
+		return interruptible(ctx, a.stdin), "standard input", nil
 	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, "", &exitError{code: exitUsage, err: err}
 	}
 	return f, harmless(path), nil
+}
+
+// interruptible reads from r until ctx ends. A read from a terminal or a pipe
+// cannot be interrupted; the goroutine that is stuck in it ends with the
+// program, which is about to.
+func interruptible(ctx context.Context, r io.Reader) io.ReadCloser {
+	reader, writer := io.Pipe()
+	go func() {
+		_, err := io.Copy(writer, r)
+		writer.CloseWithError(err) // nil is the end of the file
+	}()
+	context.AfterFunc(ctx, func() { writer.CloseWithError(context.Cause(ctx)) })
+	return reader
 }
 
 // fault is err as one line that leads to its place.

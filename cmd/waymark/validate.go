@@ -45,7 +45,7 @@ one in which the message begins. Exits with 1 if there was any.`,
 			}
 			total, invalid := 0, 0
 			for _, path := range paths {
-				r, name, err := a.input(path)
+				r, name, err := a.input(cmd.Context(), path)
 				if err != nil {
 					return err
 				}

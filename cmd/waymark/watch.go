@@ -4,13 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"waymark/store"
 	"waymark/workflow"
@@ -40,8 +43,8 @@ stopped or deleted.
 			if wait && len(refs) == 0 {
 				return usage("--wait: name the workflows to wait for")
 			}
-			return a.withStore(cmd, func(ctx context.Context, _ *config, db *store.DB) error {
-				w := &watcher{app: a, db: db, o: a.output(cmd), everything: len(refs) == 0, wait: wait, missing: refs,
+			return a.withStore(cmd, func(ctx context.Context, c *config, db *store.DB) error {
+				w := &watcher{app: a, db: db, logger: a.logger(c, true), o: a.output(cmd), everything: len(refs) == 0, wait: wait, missing: refs,
 					runs: make(map[uuid.UUID]*workflow.Summary), told: make(map[uuid.UUID]string)}
 				return w.watch(ctx)
 			})
@@ -57,11 +60,13 @@ stopped or deleted.
 type watcher struct {
 	*app
 	db         *store.DB
+	logger     *slog.Logger
 	o          *output
 	everything bool     // all that have not ended, rather than chosen ones
 	wait       bool     // for those of missing
 	missing    []string // chosen ones that are not known yet
 
+	mu    sync.Mutex // guards what follows, and missing
 	runs  map[uuid.UUID]*workflow.Summary
 	order []uuid.UUID
 	told  map[uuid.UUID]string // what was last said of each, in a pipe
@@ -75,61 +80,61 @@ func (w *watcher) watch(ctx context.Context) error {
 			return err
 		}
 	}
-	listening, stop := context.WithCancel(ctx)
+	g, watching := errgroup.WithContext(ctx)
+	watching, stop := context.WithCancel(watching)
 	defer stop()
-	var ticks <-chan time.Time // so that durations go on where they are seen to
-	if w.o.terminal && w.o.format == formatTable {
-		t := time.NewTicker(time.Second)
-		defer t.Stop()
-		ticks = t.C
+	g.Go(func() error {
+		defer stop()
+		return listen(watching, w.db, w.logger, w.changed)
+	})
+	if w.inPlace() {
+		g.Go(func() error { return w.tick(watching) })
 	}
-	// Everything of w is touched by this one goroutine: changes come to it.
-	type news struct {
-		all bool
-		ids []uuid.UUID
+	if err := g.Wait(); err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return err
 	}
-	changes, failed := make(chan news), make(chan error, 1)
-	go func() {
-		failed <- listen(listening, w.db, func(ctx context.Context, all bool, ids []uuid.UUID) error {
-			select {
-			case changes <- news{all, ids}:
-				return nil
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			}
-		})
-	}()
+	return exit(w.result())
+}
+
+// inPlace reports whether changes are shown in place.
+func (w *watcher) inPlace() bool { return w.o.terminal && w.o.format == formatTable }
+
+// tick draws anew every second, so that durations go on.
+func (w *watcher) tick(ctx context.Context) error {
+	t := time.NewTicker(time.Second)
+	defer t.Stop()
 	for {
 		select {
-		case err := <-failed:
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+		w.mu.Lock()
+		err := w.draw()
+		w.mu.Unlock()
+		if err != nil {
 			return err
-		case <-ticks:
-			if err := w.draw(); err != nil {
-				return w.leave(stop, failed, err)
-			}
-			continue
-		case n := <-changes:
-			if err := w.update(ctx, n.all, n.ids); err != nil {
-				return w.leave(stop, failed, err)
-			}
-		}
-		if err := w.show(); err != nil {
-			return w.leave(stop, failed, err)
-		}
-		if !w.everything && len(w.missing) == 0 && w.ended() {
-			return w.leave(stop, failed, exit(w.result()))
 		}
 	}
 }
 
-// leave ends the listening goroutine, waits for it and returns err.
-func (w *watcher) leave(stop context.CancelFunc, failed <-chan error, err error) error {
-	stop()
-	<-failed
-	return err
+// changed shows what is new; errDone once all have ended.
+func (w *watcher) changed(ctx context.Context, all bool, ids []uuid.UUID) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.update(ctx, all, ids); err != nil {
+		return orTryAgain(err)
+	}
+	if err := w.show(); err != nil {
+		return err
+	}
+	if !w.everything && len(w.missing) == 0 && w.ended() {
+		return errDone
+	}
+	return nil
 }
 
 // resolve looks for the workflows that are missing. Unless they are waited
@@ -233,7 +238,7 @@ func (w *watcher) result() int {
 
 // show shows what has changed.
 func (w *watcher) show() error {
-	if w.o.terminal && w.o.format == formatTable {
+	if w.inPlace() {
 		return w.draw()
 	}
 	for _, id := range w.order {
