@@ -360,11 +360,14 @@ func TestReporterConverges(t *testing.T) {
 			Status  workflow.JobStatus
 		}
 		want := map[string]known{}
-		logs := 0
+		wantLogs, gotLogs := map[string]string{}, map[string]string{}
 		synctest.Test(t, func(t *testing.T) {
 			r := start(t, broker)
 			r.Begin()
-			for _, c := range changes {
+			for i, c := range changes {
+				if c.Logs != "" {
+					c.Logs = fmt.Sprintf("%d ", i) // to see their order
+				}
 				old, ok := want[c.ID]
 				switch {
 				case !ok || c.Attempt > old.Attempt:
@@ -373,7 +376,7 @@ func TestReporterConverges(t *testing.T) {
 					want[c.ID] = known{c.Attempt, max(old.Status, c.Status)}
 				}
 				if c.Attempt >= old.Attempt {
-					logs += len(c.Logs)
+					wantLogs[c.ID] += c.Logs
 				}
 				r.Job(c)
 				time.Sleep(50 * time.Millisecond)
@@ -389,17 +392,16 @@ func TestReporterConverges(t *testing.T) {
 		if diff := cmp.Diff(want, got); diff != "" {
 			rt.Errorf("jobs (-told +folded):\n%s", diff)
 		}
-		gotLogs := 0
 		for i, m := range broker.statuses {
 			for _, j := range m.Jobs {
-				gotLogs += len(j.Logs)
+				gotLogs[j.ID] += j.Logs
 			}
 			if m.Status.Terminal() != (i == len(broker.statuses)-1) {
 				rt.Errorf("message %d of %d has status %v", i+1, len(broker.statuses), m.Status)
 			}
 		}
-		if gotLogs != logs {
-			rt.Errorf("%d bytes of logs arrived, %d were told", gotLogs, logs)
+		if diff := cmp.Diff(wantLogs, gotLogs); diff != "" {
+			rt.Errorf("logs (-told +arrived):\n%s", diff)
 		}
 		if !slices.IsSortedFunc(broker.statuses, func(a, b *workflow.StatusMessage) int { return a.EventTime.Compare(b.EventTime) }) {
 			rt.Error("event times run backwards")

@@ -24,7 +24,8 @@ const (
 	// leftoverGrace is how long processes that a command left behind may take
 	// to end. In a container they would be killed with it at once.
 	leftoverGrace = time.Second
-	pollInterval  = 10 * time.Millisecond
+	// A process group that is to end is looked at often at first.
+	firstPoll, lastPoll = 5 * time.Millisecond, 200 * time.Millisecond
 )
 
 // process is a command to run.
@@ -131,9 +132,8 @@ func terminate(group int, grace time.Duration, hurry <-chan struct{}) {
 func gone(group int, d time.Duration, hurry <-chan struct{}) bool {
 	deadline := time.NewTimer(d)
 	defer deadline.Stop()
-	poll := time.NewTicker(pollInterval)
-	defer poll.Stop()
-	for syscall.Kill(-group, 0) == nil {
+	for wait := firstPoll; groupAlive(group); wait = min(2*wait, lastPoll) {
+		poll := time.NewTimer(wait)
 		select {
 		case <-poll.C:
 		case <-deadline.C:

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -220,6 +221,14 @@ func eventually(t *testing.T, what string, condition func() bool) {
 // waits to be buried.
 func alive(t *testing.T, pidFile string) bool {
 	t.Helper()
+	s := state(t, pidFile)
+	return s != "" && s != "Z" && s != "X"
+}
+
+// state is the state of the process whose id is in the file, as ps names it;
+// empty if there is none.
+func state(t *testing.T, pidFile string) string {
+	t.Helper()
 	text, err := os.ReadFile(pidFile)
 	if err != nil {
 		t.Fatal(err)
@@ -230,10 +239,10 @@ func alive(t *testing.T, pidFile string) bool {
 	}
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return false
+		return ""
 	}
-	_, state, _ := strings.Cut(string(stat), ") ")
-	return !strings.HasPrefix(state, "Z") && !strings.HasPrefix(state, "X")
+	_, fields, _ := strings.Cut(string(stat), ") ")
+	return fields[:1]
 }
 
 func TestRunTellsEverything(t *testing.T) {
@@ -531,7 +540,7 @@ func TestRunStopped(t *testing.T) {
 		{name: "deaf", command: "trap '' TERM; sleep 1000 & echo $! > child; echo ready; wait", grace: 50 * time.Millisecond, code: 137},
 		{name: "deaf child", command: "(trap '' TERM; exec sleep 1000) & echo $! > child; echo ready; wait", grace: 50 * time.Millisecond, code: 143},
 		{name: "deaf, with haste", command: "trap '' TERM; sleep 1000 & echo $! > child; echo ready; wait", grace: time.Hour, haste: true, code: 137},
-		{name: "sleeps", command: "sleep 1000 & echo $! > child; echo ready; kill -STOP $$", grace: time.Minute, code: 143},
+		{name: "asleep", command: "sleep 1000 & echo $! > child; echo $$ > shell; echo ready; kill -STOP $$", grace: time.Minute, code: 143},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -539,13 +548,19 @@ func TestRunStopped(t *testing.T) {
 			ctx, cancel := context.WithCancelCause(t.Context())
 			defer cancel(nil)
 			hurry := make(chan struct{})
+			workspace := filepath.Join(t.TempDir(), "w")
 			out := &watcher{text: "ready", then: func() {
+				if tt.name == "asleep" {
+					for state(t, filepath.Join(workspace, "shell")) != "T" { // a moment
+						runtime.Gosched()
+					}
+				}
 				cancel(&engines.StopError{Signal: syscall.SIGINT})
 				if tt.haste {
 					close(hurry)
 				}
 			}}
-			tr := try(t, ctx, steps(t, "true", tt.command, "echo never"), RunConfig{Grace: tt.grace, Hurry: hurry, Output: out})
+			tr := try(t, ctx, steps(t, "true", tt.command, "echo never"), RunConfig{Workspace: workspace, Grace: tt.grace, Hurry: hurry, Output: out})
 			tr.check(t, tr.result)
 			if tr.err != nil || tr.result.Status != workflow.StatusStopped || tr.result.Reason != "stopped by SIGINT" || tr.result.ExitCode != 130 {
 				t.Fatalf("result %+v, error %v", tr.result, tr.err)

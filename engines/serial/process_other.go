@@ -9,3 +9,6 @@ import "syscall"
 func processAttributes() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true}
 }
+
+// groupAlive reports whether a process of the group is left.
+func groupAlive(group int) bool { return syscall.Kill(-group, 0) != syscall.ESRCH }
