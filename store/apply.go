@@ -191,18 +191,18 @@ func (a *application) load(ctx context.Context) error {
 	// The statements run one after the other, each with a snapshot of its own:
 	// what follows the lock sees what the lock waited for.
 	var q pgx.Batch
-	q.Queue(sqlLockWorkflows, a.order).Query(a.scanRuns)
+	q.Queue(sqlLockWorkflows, uuids(a.order)).Query(a.scanRuns)
 	if len(keys) > 0 {
-		q.Queue(`SELECT id, outcome FROM seen_messages WHERE id = ANY($1)`, keys).Query(a.scanSeen)
+		q.Queue(`SELECT id, outcome FROM seen_messages WHERE id = ANY($1)`, uuids(keys)).Query(a.scanSeen)
 	}
 	if len(digests) > 0 {
-		q.Queue(`SELECT digest, seq FROM log_chunks WHERE digest = ANY($1) AND session <> $2 ORDER BY seq FOR UPDATE`, digests, a.batch.Session).Query(a.scanChunks)
+		q.Queue(`SELECT digest, seq FROM log_chunks WHERE digest = ANY($1) AND session <> $2 ORDER BY seq FOR UPDATE`, uuids(digests), a.batch.Session).Query(a.scanChunks)
 	}
 	if len(jobIDs) > 0 {
-		q.Queue(sqlLoadJobs, jobWorkflows, jobIDs).Query(a.scanJobs)
+		q.Queue(sqlLoadJobs, uuids(jobWorkflows), jobIDs).Query(a.scanJobs)
 	}
 	if len(submitted) > 0 {
-		q.Queue(sqlLoadSubmissions, submitted).Query(a.scanSubmissions)
+		q.Queue(sqlLoadSubmissions, uuids(submitted)).Query(a.scanSubmissions)
 	}
 	if err := a.tx.SendBatch(ctx, &q).Close(); err != nil {
 		return err
@@ -218,7 +218,7 @@ func (a *application) create(ctx context.Context) error {
 		return nil
 	}
 	rows, err := a.tx.Query(ctx, `INSERT INTO workflows (id, created_at, updated_at, last_event_at)
-		SELECT id, $2, $2, $2 FROM unnest($1::uuid[]) AS id ON CONFLICT (id) DO NOTHING RETURNING id`, missing, a.now)
+		SELECT id, $2, $2, $2 FROM unnest($1::uuid[]) AS id ON CONFLICT (id) DO NOTHING RETURNING id`, uuids(missing), a.now)
 	if err != nil {
 		return err
 	}
@@ -332,7 +332,7 @@ func (a *application) write(ctx context.Context) error {
 	a.writeHistory(&q)
 	if len(a.newIDs) > 0 {
 		q.Queue(`INSERT INTO seen_messages (id, seen_at, outcome) SELECT id, $3, outcome FROM unnest($1::uuid[], $2::smallint[]) AS m(id, outcome)
-			ON CONFLICT (id) DO NOTHING`, a.newIDs, a.newSaid, a.now)
+			ON CONFLICT (id) DO NOTHING`, uuids(a.newIDs), a.newSaid, a.now)
 	}
 	for chunk := range slices.Chunk(touched, idsPerNotification) {
 		q.Queue(`SELECT pg_notify($1, $2)`, a.db.channel(), joinIDs(chunk))
@@ -435,7 +435,7 @@ func (a *application) writeSubmissions(q *pgx.Batch) {
 	for _, name := range names {
 		q.Queue(`SELECT pg_advisory_xact_lock(hashtextextended($1, 0))`, a.db.cfg.Schema+" "+strings.ReplaceAll(name, "\x00", "/"))
 	}
-	q.Queue(sqlNumberRuns, ids)
+	q.Queue(sqlNumberRuns, uuids(ids))
 }
 
 func (a *application) writeDocuments(q *pgx.Batch) {
@@ -456,10 +456,10 @@ func (a *application) writeLogs(q *pgx.Batch) {
 		return
 	}
 	n := len(a.logs)
-	ids, times, digests := make([]uuid.UUID, n), make([]time.Time, n), make([]pgtype.UUID, n)
+	ids, times, digests := make(uuidArray, n), make([]time.Time, n), make(uuidArray, n)
 	attempts, jobs, texts := make([]int32, n), make([]string, n), make([]string, n)
 	for i, chunk := range a.logs {
-		ids[i], times[i], attempts[i], jobs[i], texts[i] = chunk.workflowID, chunk.At, int32(chunk.Attempt), chunk.JobID, chunk.Text
+		ids[i], times[i], attempts[i], jobs[i], texts[i] = uuidValue(chunk.workflowID), chunk.At, int32(chunk.Attempt), chunk.JobID, chunk.Text
 		digests[i] = pgtype.UUID{Bytes: chunk.digest, Valid: chunk.digest != uuid.Nil}
 	}
 	q.Queue(`INSERT INTO log_chunks (workflow_id, event_time, digest, session, attempt, job_id, body)
@@ -469,15 +469,15 @@ func (a *application) writeLogs(q *pgx.Batch) {
 }
 
 // repeatedDigests are the digests that redelivered messages were recognised by.
-func (a *application) repeatedDigests() (digests []uuid.UUID) {
+func (a *application) repeatedDigests() (digests uuidArray) {
 	for digest := range a.chunks {
-		digests = append(digests, digest)
+		digests = append(digests, uuidValue(digest))
 	}
 	return digests
 }
 
 func (a *application) writeHistory(q *pgx.Batch) {
-	var ids []uuid.UUID
+	var ids uuidArray
 	var attempts []int32
 	var statuses []int16
 	var times []time.Time
@@ -487,7 +487,7 @@ func (a *application) writeHistory(q *pgx.Batch) {
 			continue
 		}
 		for _, h := range s.History {
-			ids, attempts = append(ids, id), append(attempts, int32(h.Attempt))
+			ids, attempts = append(ids, uuidValue(id)), append(attempts, int32(h.Attempt))
 			statuses, times = append(statuses, int16(h.Status)), append(times, h.At)
 		}
 	}
@@ -501,10 +501,10 @@ func (a *application) writeHistory(q *pgx.Batch) {
 }
 
 func (a *application) scanSeen(rows pgx.Rows) error {
-	var id uuid.UUID
+	var id pgtype.UUID
 	var outcome int16
 	_, err := pgx.ForEachRow(rows, []any{&id, &outcome}, func() error {
-		a.seen[id] = workflow.Outcome(outcome)
+		a.seen[id.Bytes] = workflow.Outcome(outcome)
 		return nil
 	})
 	return err

@@ -23,7 +23,9 @@ FROM workflows WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE`
 
 func (a *application) scanRuns(rows pgx.Rows) error {
 	var (
-		run                     workflow.Run
+		id                      pgtype.UUID
+		lastEventAt             time.Time
+		engine                  string
 		at                      [workflow.NumStatuses]pgtype.Timestamptz
 		specifiedAt             pgtype.Timestamptz
 		claims                  []byte
@@ -32,12 +34,12 @@ func (a *application) scanRuns(rows pgx.Rows) error {
 		finished, failed, stops int32
 		cached                  int32
 	)
-	columns := []any{&run.ID, &attempt, &planned, &created, &queued, &runs, &finished, &failed, &stops, &cached,
-		&at[0], &at[1], &at[2], &at[3], &at[4], &at[5], &at[6], &at[7], &specifiedAt, &run.LastEventAt, &run.Engine, &claims}
+	columns := []any{&id, &attempt, &planned, &created, &queued, &runs, &finished, &failed, &stops, &cached,
+		&at[0], &at[1], &at[2], &at[3], &at[4], &at[5], &at[6], &at[7], &specifiedAt, &lastEventAt, &engine, &claims}
 	_, err := pgx.ForEachRow(rows, columns, func() error {
 		r := workflow.Run{
-			ID: run.ID, Attempt: int(attempt), Planned: int(planned), Engine: run.Engine,
-			LastEventAt: run.LastEventAt.UTC(), EngineSpecificAt: timeOf(specifiedAt),
+			ID: id.Bytes, Attempt: int(attempt), Planned: int(planned), Engine: engine,
+			LastEventAt: lastEventAt.UTC(), EngineSpecificAt: timeOf(specifiedAt),
 			Jobs: workflow.JobCounts{Created: int(created), Queued: int(queued), Running: int(runs), Finished: int(finished),
 				Failed: int(failed), Stopped: int(stops), Cached: int(cached)},
 		}
@@ -73,20 +75,20 @@ WHERE w.id = u.id`
 
 // runColumns are the parameters of sqlUpdateRuns but the last, the time.
 type runColumns struct {
-	id                                                          []uuid.UUID
+	id                                                          uuidArray
 	attempt, planned                                            []int32
 	created, queued, running, finished, failed, stopped, cached []int32
 	status                                                      []int16
-	at                                                          [workflow.NumStatuses][]pgtype.Timestamptz
-	specifiedAt                                                 []pgtype.Timestamptz
+	at                                                          [workflow.NumStatuses]pgtype.FlatArray[pgtype.Timestamptz]
+	specifiedAt                                                 pgtype.FlatArray[pgtype.Timestamptz]
 	lastEventAt                                                 []time.Time
 	engine                                                      []string
-	claims                                                      []pgtype.Text
+	claims                                                      pgtype.FlatArray[pgtype.Text]
 }
 
 func (c *runColumns) add(s *runState) {
 	r := &s.Run
-	c.id = append(c.id, r.ID)
+	c.id = append(c.id, uuidValue(r.ID))
 	c.attempt, c.planned = append(c.attempt, int32(r.Attempt)), append(c.planned, int32(r.Planned))
 	c.created, c.queued = append(c.created, int32(r.Jobs.Created)), append(c.queued, int32(r.Jobs.Queued))
 	c.running, c.finished = append(c.running, int32(r.Jobs.Running)), append(c.finished, int32(r.Jobs.Finished))
@@ -123,12 +125,12 @@ JOIN jobs AS j ON j.workflow_id = k.workflow_id AND j.job_id = k.job_id`
 
 func (a *application) scanJobs(rows pgx.Rows) error {
 	for rows.Next() {
-		var id uuid.UUID
+		var id pgtype.UUID
 		j := new(workflow.Job)
 		if err := scanJob(rows, &id, j); err != nil {
 			return err
 		}
-		if s := a.states[id]; s != nil {
+		if s := a.states[id.Bytes]; s != nil {
 			s.Jobs[j.ID] = j
 		}
 	}
@@ -136,7 +138,7 @@ func (a *application) scanJobs(rows pgx.Rows) error {
 }
 
 // scanJob scans the columns of sqlLoadJobs.
-func scanJob(rows pgx.Rows, id *uuid.UUID, j *workflow.Job) error {
+func scanJob(rows pgx.Rows, id *pgtype.UUID, j *workflow.Job) error {
 	var (
 		runAttempt, attempt       int32
 		status                    int16
@@ -177,19 +179,19 @@ ON CONFLICT (workflow_id, job_id) DO UPDATE SET
 
 // jobColumns are the parameters of sqlUpsertJobs.
 type jobColumns struct {
-	workflowID                       []uuid.UUID
+	workflowID                       uuidArray
 	jobID                            []string
 	runAttempt, attempt              []int32
 	status                           []int16
 	cached                           []bool
-	exitCode                         []pgtype.Int4
-	queued, started, finished        []pgtype.Timestamptz
+	exitCode                         pgtype.FlatArray[pgtype.Int4]
+	queued, started, finished        pgtype.FlatArray[pgtype.Timestamptz]
 	name, path, command, diagnostics []string
-	result                           []pgtype.Text
+	result                           pgtype.FlatArray[pgtype.Text]
 }
 
 func (c *jobColumns) add(id uuid.UUID, j *workflow.Job) {
-	c.workflowID, c.jobID = append(c.workflowID, id), append(c.jobID, j.ID)
+	c.workflowID, c.jobID = append(c.workflowID, uuidValue(id)), append(c.jobID, j.ID)
 	c.runAttempt, c.attempt = append(c.runAttempt, int32(j.RunAttempt)), append(c.attempt, int32(j.Attempt))
 	c.status, c.cached = append(c.status, int16(j.Status)), append(c.cached, j.Cached)
 	var exit pgtype.Int4
@@ -253,6 +255,20 @@ const sqlUpsertDocument = `
 INSERT INTO engine_documents AS d (workflow_id, attempt, event_time, document) VALUES ($1, $2, $3, $4)
 ON CONFLICT (workflow_id) DO UPDATE SET attempt = excluded.attempt, event_time = excluded.event_time, document = excluded.document
 WHERE (excluded.attempt, excluded.event_time, excluded.document::text COLLATE "C") > (d.attempt, d.event_time, d.document::text COLLATE "C")`
+
+// uuidArray is an array of ids as a parameter. pgx would encode a []uuid.UUID
+// by reflection, and each id by way of its text: a third of a batch's CPU time.
+type uuidArray = pgtype.FlatArray[pgtype.UUID]
+
+func uuidValue(id uuid.UUID) pgtype.UUID { return pgtype.UUID{Bytes: id, Valid: true} }
+
+func uuids(ids []uuid.UUID) uuidArray {
+	array := make(uuidArray, len(ids))
+	for i, id := range ids {
+		array[i] = uuidValue(id)
+	}
+	return array
+}
 
 func nullable(t time.Time) pgtype.Timestamptz { return pgtype.Timestamptz{Time: t, Valid: !t.IsZero()} }
 
