@@ -50,6 +50,7 @@ type config struct {
 		Submissions      string        `mapstructure:"submissions"`
 		UnknownWorkflows string        `mapstructure:"unknown_workflows"`
 		MaxMessageBytes  int           `mapstructure:"max_message_bytes"`
+		Remember         time.Duration `mapstructure:"remember"`
 	} `mapstructure:"consumer"`
 	Publisher struct {
 		Encoding string        `mapstructure:"encoding"`

@@ -148,6 +148,7 @@ func (s *server) Run(ctx context.Context) error {
 		for _, c := range s.consumers {
 			consuming.Go(func() error { return c.Run(ctx) })
 		}
+		consuming.Go(func() error { s.prune(ctx); return nil })
 		return consuming.Wait()
 	})
 	err := g.Wait()
@@ -198,6 +199,31 @@ func (s *server) checkSchema(ctx context.Context) error {
 		s.logger.Info("migrated", "migration", m.Name)
 	}
 	return err
+}
+
+// pruneInterval is how often what is too old to be remembered is forgotten.
+const pruneInterval = time.Hour
+
+// prune forgets the ids of old messages, now and then every hour, until ctx
+// ends. A fault is logged, and the next hour tries again: nothing hangs on it.
+func (s *server) prune(ctx context.Context) {
+	tick := time.NewTicker(pruneInterval)
+	defer tick.Stop()
+	for {
+		switch n, err := s.db.Prune(ctx, time.Now().Add(-s.config.Consumer.Remember)); {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			s.logger.Warn("old message ids were not forgotten", "err", err)
+		case n > 0:
+			s.logger.Info("forgot old message ids", "count", n)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 func (s *server) note(err error) {

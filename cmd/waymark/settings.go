@@ -69,6 +69,7 @@ var settings = []setting{
 	{key: "consumer.unknown_workflows", kind: word, choices: []string{"create", "dead-letter"}, preset: "create",
 		doc: "What becomes of a status message of a workflow not seen before: its row is created, or the message is dead-lettered."},
 	{key: "consumer.max_message_bytes", kind: number, preset: "16777216", least: 1024, most: 512 << 20, doc: "Larger messages are dead-lettered unread."},
+	{key: "consumer.remember", kind: duration, preset: "720h", doc: "How long the ids of messages are remembered, by which a repeated one is known."},
 
 	{key: "publisher.encoding", kind: word, choices: []string{"json", "reana"}, preset: "json",
 		doc: "Form of the bodies. `reana`: JSON within a JSON string, for queues that a REANA consumer reads."},
