@@ -225,6 +225,41 @@ func TestReporterRecoversWhenTheBrokerReturns(t *testing.T) {
 	})
 }
 
+func TestReporterKeepsOrderWhenAMessageComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		trouble, calls := make(chan error), 0
+		broker := &recorder{hook: func(context.Context) error {
+			if calls++; calls == 2 { // the one after the first message
+				return <-trouble
+			}
+			return nil
+		}}
+		r := start(t, broker)
+		r.Begin()
+		time.Sleep(time.Second)
+		r.Job(workflow.JobReport{ID: "a", Status: workflow.JobRunning, Name: "old", Logs: "one "})
+		r.Log("first ")
+		synctest.Wait() // on its way
+		r.Job(workflow.JobReport{ID: "a", Status: workflow.JobFinished, Name: "new", Logs: "two"})
+		r.Log("second")
+		trouble <- errors.New("connection lost")
+		time.Sleep(time.Minute)
+		report := r.Finish(t.Context(), workflow.StatusFinished, "")
+
+		if len(broker.statuses) != 3 {
+			t.Fatalf("%d messages arrived, want 3", len(broker.statuses))
+		}
+		m := broker.statuses[1]
+		want := []workflow.JobReport{{ID: "a", Attempt: 1, Status: workflow.JobFinished, Name: "new", Logs: "one two"}}
+		if diff := cmp.Diff(want, m.Jobs); diff != "" || m.Logs != "first second" || m.Progress.Running != nil {
+			t.Errorf("the message that was tried again has logs %q, running %v, jobs (-want +got):\n%s", m.Logs, m.Progress.Running, diff)
+		}
+		if want := (Report{Published: 3, Confirmed: 3, Coalesced: 1}); !cmp.Equal(want, report) {
+			t.Errorf("report: %+v, want %+v", report, want)
+		}
+	})
+}
+
 func TestReporterEndIsToldWhenDetailsCannotBe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		// A broker that refuses, for ever, whatever carries the poisoned detail.
