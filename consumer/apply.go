@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"waymark/internal/broker"
+	"waymark/internal/crashpoint"
 	"waymark/internal/wire"
 	"waymark/workflow"
 )
@@ -39,9 +40,11 @@ func (c *Consumer) process(ctx context.Context, s *session, b *batch) error {
 	if err := c.apply(ctx, s, good, len(bad)); err != nil {
 		return err
 	}
+	crashpoint.Hit("consumer.after-commit")
 	if err := s.ch.Ack(b.items[len(b.items)-1].tag, true); err != nil {
 		return broker.Explain(err)
 	}
+	crashpoint.Hit("consumer.acked")
 	return nil
 }
 
@@ -60,9 +63,11 @@ func (c *Consumer) publishDead(ctx context.Context, s *session, letters []letter
 	if len(letters) == 0 {
 		return nil
 	}
+	crashpoint.Hit("consumer.before-dead-letter")
 	if err := s.dead.publish(ctx, c.cfg.Queue, letters); err != nil {
 		return fmt.Errorf("dead-lettering %d messages of %q: %w", len(letters), c.cfg.Queue, err)
 	}
+	crashpoint.Hit("consumer.dead-letter-confirmed")
 	for _, l := range letters {
 		c.metrics.deadLettered(l.reason)
 	}
@@ -139,6 +144,7 @@ func (c *Consumer) applyUntilAnswered(ctx context.Context, s *session, items []*
 	}
 	pause := broker.NewBackoff()
 	for {
+		crashpoint.Hit("consumer.before-apply")
 		began := time.Now()
 		outcomes, err := c.cfg.Store.Apply(ctx, b)
 		c.metrics.tried(len(items), time.Since(began), err)

@@ -13,6 +13,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"waymark/internal/broker"
+	"waymark/internal/crashpoint"
 	"waymark/internal/wire"
 )
 
@@ -89,6 +90,7 @@ func (d *deadLetters) publishOnce(ctx context.Context, from string, letters []le
 			return false, broker.Explain(err)
 		}
 	}
+	crashpoint.Hit("consumer.dead-letter-published")
 	for _, confirm := range confirms {
 		ok, err := confirm.WaitContext(ctx)
 		if err != nil {

@@ -10,6 +10,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"waymark/internal/broker"
+	"waymark/internal/crashpoint"
 )
 
 // errClosed says that the broker took the consume away, such as by deleting
@@ -157,6 +158,7 @@ func (c *Consumer) gather(ctx context.Context, deliveries <-chan amqp.Delivery, 
 		}
 		select {
 		case <-ctx.Done():
+			crashpoint.Hit("consumer.draining")
 			if len(next.items) > 0 {
 				// Gathered is as good as promised: the applier drains it.
 				next.lingering = false
@@ -178,6 +180,7 @@ func (c *Consumer) gather(ctx context.Context, deliveries <-chan amqp.Delivery, 
 				linger.Reset(c.cfg.Linger)
 			}
 			c.decode(next, chunk)
+			crashpoint.Hit("consumer.decoded")
 			clear(chunk) // the bodies are done with
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"waymark/internal/broker"
+	"waymark/internal/crashpoint"
 )
 
 const (
@@ -304,7 +305,11 @@ func (s *session) burst() error {
 		r.confirm, r.written = confirm, time.Now()
 		s.sent <- r
 	}
-	return s.link.uncork()
+	if err := s.link.uncork(); err != nil {
+		return err
+	}
+	crashpoint.Hit("publisher.published")
+	return nil
 }
 
 // next takes the next message to publish, nil if there is none, or a reason to
@@ -428,6 +433,7 @@ func (s *session) decide(r *Receipt, returned bool) {
 			}
 			p.clearFault()
 		}
+		crashpoint.Hit("publisher.confirmed")
 		p.settle(r, nil)
 	case acked && r.redeclared:
 		p.settle(r, fmt.Errorf("publishing message %s: %w: the broker has no queue %q", r.id, ErrUnroutable, r.queue))

@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 
+	"waymark/internal/crashpoint"
 	"waymark/workflow"
 )
 
@@ -76,6 +77,7 @@ func (db *DB) applyOnce(ctx context.Context, b *workflow.Batch) (outcomes []work
 		if err := a.load(ctx); err != nil {
 			return err
 		}
+		crashpoint.Hit("store.locked")
 		if err := a.fold(); err != nil {
 			outcomes = a.outcomes
 			return err
@@ -84,7 +86,10 @@ func (db *DB) applyOnce(ctx context.Context, b *workflow.Batch) (outcomes []work
 			return err
 		}
 		outcomes = a.outcomes
-		return tx.Commit(ctx)
+		crashpoint.Hit("store.written")
+		err = tx.Commit(ctx)
+		crashpoint.Hit("store.committed")
+		return err
 	})
 	if errors.Is(err, errApplied) {
 		return nil, nil

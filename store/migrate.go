@@ -14,6 +14,8 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
+
+	"waymark/internal/crashpoint"
 )
 
 //go:embed migrations/*.sql
@@ -45,12 +47,14 @@ func (db *DB) Migrate(ctx context.Context) ([]Migration, error) {
 	if err := db.createSchema(ctx); err != nil {
 		return nil, fmt.Errorf("creating schema %q: %w", db.cfg.Schema, translate(err))
 	}
+	crashpoint.Hit("store.schema-created")
 	provider, pool, err := db.provider()
 	if err != nil {
 		return nil, err
 	}
 	defer pool.Close()
 	results, err := provider.Up(ctx)
+	crashpoint.Hit("store.migrated")
 	var applied []Migration
 	for _, r := range results {
 		applied = append(applied, Migration{Version: r.Source.Version, Name: r.Source.Path})

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"waymark/consumer"
+	"waymark/internal/crashpoint"
 	"waymark/publisher"
 	"waymark/store"
 	"waymark/workflow"
@@ -201,6 +202,7 @@ func (a *app) republish(ctx context.Context, cmd *cobra.Command, c *config, r *r
 			continue
 		}
 		r.verdicts[i].ID = receipt.MessageID()
+		crashpoint.Hit("replay.confirmed")
 		if err := r.letters[i].delivery.Ack(false); err != nil {
 			return fmt.Errorf("taking message %s from the dead-letter queue, now that it is published again: %w", receipt.MessageID(), err)
 		}

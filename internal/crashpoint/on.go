@@ -1,0 +1,69 @@
+//go:build faults && unix
+
+package crashpoint
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// plan is what WAYMARK_CRASHPOINT asks for; the zero plan asks for nothing.
+type plan struct {
+	name   string
+	left   atomic.Int64 // hits until it happens
+	freeze bool
+}
+
+var current = read(os.Getenv("WAYMARK_CRASHPOINT"))
+
+// read panics on what it does not understand: a suite that believes it tests a
+// crash, and does not, is worse than none.
+func read(text string) *plan {
+	p := new(plan)
+	if text == "" {
+		return p
+	}
+	fields := strings.Split(text, ":")
+	p.name = fields[0]
+	p.left.Store(1)
+	if len(fields) > 1 {
+		n, err := strconv.ParseInt(fields[1], 10, 64)
+		if err != nil || n < 1 {
+			panic(fmt.Sprintf("WAYMARK_CRASHPOINT=%q: expected a hit from 1 after the name", text))
+		}
+		p.left.Store(n)
+	}
+	switch {
+	case p.name == "", len(fields) > 3, len(fields) == 3 && fields[2] != "freeze":
+		panic(fmt.Sprintf("WAYMARK_CRASHPOINT=%q: expected NAME, NAME:N or NAME:N:freeze", text))
+	case len(fields) == 3:
+		p.freeze = true
+	}
+	return p
+}
+
+// Hit says that the program has come to the point called name. The process
+// dies or freezes here if it was told to.
+func Hit(name string) {
+	if name != current.name || current.left.Add(-1) != 0 {
+		return
+	}
+	signal := syscall.SIGKILL
+	if current.freeze {
+		signal = syscall.SIGSTOP
+	}
+	if err := syscall.Kill(os.Getpid(), signal); err != nil {
+		panic(fmt.Sprintf("crash point %s: %v", name, err))
+	}
+	// The kernel may take a moment to reach this thread, which must not get
+	// beyond the point meanwhile.
+	time.Sleep(50 * time.Millisecond)
+	for !current.freeze {
+		time.Sleep(time.Second)
+	}
+}
