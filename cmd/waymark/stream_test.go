@@ -142,3 +142,30 @@ func TestDocumentsReportsReadErrors(t *testing.T) {
 		t.Errorf("%d documents, last error %v; want one document, then the error", n, last)
 	}
 }
+
+// Whatever the bytes, splitting ends, keeps to the limit and invents nothing.
+func FuzzDocuments(f *testing.F) {
+	f.Add("{\"a\": [\n{}]}\n\"{}\"\n", 100)
+	f.Add("\ufeff{\"a\"\n{\"b\": \"\\\"\n{}", 5)
+	f.Fuzz(func(t *testing.T, in string, limit int) {
+		limit = min(max(limit, 1), 1<<20)
+		rest, line := in, 1
+		for doc, err := range documents(strings.NewReader(in), limit) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(doc.body) > limit {
+				t.Fatalf("a body of %d bytes, the limit is %d", len(doc.body), limit)
+			}
+			if doc.line < line {
+				t.Fatalf("line %d after line %d", doc.line, line)
+			}
+			line = doc.line
+			at := strings.Index(rest, string(doc.body))
+			if at < 0 {
+				t.Fatalf("body %q is not what is left of the input: %q", doc.body, rest)
+			}
+			rest = rest[at+len(doc.body):]
+		}
+	})
+}

@@ -284,7 +284,10 @@ func (w *watcher) forget() {
 
 // sentence is one change on one line.
 func (w *watcher) sentence(s *workflow.Summary) string {
-	words := []string{clock(s.UpdatedAt), displayName(s), shortID(s.ID), s.Status.String()}
+	words := []string{clock(s.UpdatedAt), shortID(s.ID), s.Status.String()}
+	if s.Name != "" {
+		words = slices.Insert(words, 1, displayName(s))
+	}
 	if p := progressText(s.Counts); p != "" {
 		words = append(words, p)
 	}
@@ -306,7 +309,11 @@ func (w *watcher) draw() error {
 	var rows [][]string
 	for _, id := range w.order[max(0, len(w.order)-screenRows):] {
 		if s := w.runs[id]; s != nil {
-			rows = append(rows, []string{clip(displayName(s), 40), shortID(s.ID), w.o.status(s.Status.String()), bar(s.Counts, 20), progressText(s.Counts), runTime(s, w.now())})
+			name := ""
+			if s.Name != "" {
+				name = displayName(s)
+			}
+			rows = append(rows, []string{clip(name, 40), shortID(s.ID), w.o.status(s.Status.String()), bar(s.Counts, 20), progressText(s.Counts), runTime(s, w.now())})
 		}
 	}
 	body := *w.o
