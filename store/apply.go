@@ -107,6 +107,8 @@ type application struct {
 	states map[uuid.UUID]*runState
 	// order holds the ids of the states, sorted: all who write lock in this order.
 	order []uuid.UUID
+	// stored holds the jobs that have a row.
+	stored map[*workflow.Job]struct{}
 	// seen holds the known outcome of message ids; ids those of the deliveries.
 	seen map[uuid.UUID]workflow.Outcome
 	ids  []uuid.UUID
@@ -155,6 +157,7 @@ func (a *application) load(ctx context.Context) error {
 	a.ids = make([]uuid.UUID, n)
 	a.states = make(map[uuid.UUID]*runState)
 	a.seen = make(map[uuid.UUID]workflow.Outcome)
+	a.stored = make(map[*workflow.Job]struct{})
 	if n == 0 {
 		return nil
 	}
@@ -336,8 +339,9 @@ func (a *application) write(ctx context.Context) error {
 	a.writeLogs(&q)
 	a.writeHistory(&q)
 	if len(a.newIDs) > 0 {
-		q.Queue(`INSERT INTO seen_messages (id, seen_at, outcome) SELECT id, $3, outcome FROM unnest($1::uuid[], $2::smallint[]) AS m(id, outcome)
-			ON CONFLICT (id) DO NOTHING`, uuids(a.newIDs), a.newSaid, a.now)
+		// An id that has come meanwhile is that of a message for another workflow:
+		// then the batch is folded anew, and knows it. See retryAtOnce.
+		q.Queue(`INSERT INTO seen_messages (id, seen_at, outcome) SELECT id, $3, outcome FROM unnest($1::uuid[], $2::smallint[]) AS m(id, outcome)`, uuids(a.newIDs), a.newSaid, a.now)
 	}
 	for chunk := range slices.Chunk(touched, idsPerNotification) {
 		q.Queue(`SELECT pg_notify($1, $2)`, a.db.channel(), joinIDs(chunk))
@@ -369,16 +373,25 @@ func (a *application) writeLedger(q *pgx.Batch) {
 }
 
 func (a *application) writeJobs(q *pgx.Batch) {
-	var c jobColumns
+	var fresh, known jobColumns
 	for _, id := range a.order {
-		if s := a.states[id]; s != nil {
-			for _, j := range s.ChangedJobs {
-				c.add(id, j)
+		s := a.states[id]
+		if s == nil {
+			continue
+		}
+		for _, j := range s.ChangedJobs {
+			if _, ok := a.stored[j]; ok {
+				known.add(id, j)
+			} else {
+				fresh.add(id, j)
 			}
 		}
 	}
-	if len(c.workflowID) > 0 {
-		q.Queue(sqlUpsertJobs, c.args()...)
+	if len(fresh.workflowID) > 0 {
+		q.Queue(sqlInsertJobs, fresh.args()...)
+	}
+	if len(known.workflowID) > 0 {
+		q.Queue(sqlUpdateJobs, known.args()...)
 	}
 }
 

@@ -292,6 +292,36 @@ func TestDuplicates(t *testing.T) {
 	}
 }
 
+// Two messages of one id for different workflows, at once: no lock is common to
+// them, yet one of them is the duplicate.
+func TestOneIDForTwoWorkflows(t *testing.T) {
+	t.Parallel()
+	d := servicetest.Database(t)
+	if _, err := another(t, d).Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		id := uuid.NewString()
+		var wg sync.WaitGroup
+		results := make([]workflow.Outcome, 2)
+		for i := range results {
+			a := newApplier(another(t, d))
+			wg.Go(func() {
+				m := &workflow.StatusMessage{WorkflowID: uuid.New(), Status: workflow.StatusRunning, EventTime: noon}
+				outcomes, err := a.db.Apply(t.Context(), a.batch(workflow.Delivery{MessageID: id, Status: m}))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				results[i] = outcomes[0]
+			})
+		}
+		wg.Wait()
+		slices.Sort(results)
+		wantOutcomes(t, results, workflow.Applied, workflow.Duplicate)
+	}
+}
+
 // A batch whose commit was not answered is tried again under its number.
 func TestBatchIsAppliedOnce(t *testing.T) {
 	t.Parallel()

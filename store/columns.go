@@ -132,6 +132,7 @@ func (a *application) scanJobs(rows pgx.Rows) error {
 		}
 		if s := a.states[id.Bytes]; s != nil {
 			s.Jobs[j.ID] = j
+			a.stored[j] = struct{}{}
 		}
 	}
 	return rows.Err()
@@ -163,21 +164,31 @@ func scanJob(rows pgx.Rows, id *pgtype.UUID, j *workflow.Job) error {
 	return nil
 }
 
-const sqlUpsertJobs = `
-INSERT INTO jobs AS j (workflow_id, job_id, run_attempt, attempt, status, cached, exit_code, queued_at, started_at, finished_at,
-                       name, path, command, diagnostics, result)
-SELECT u.workflow_id, u.job_id, u.run_attempt, u.attempt, u.status, u.cached, u.exit_code, u.queued_at, u.started_at, u.finished_at,
-       u.name, u.path, u.command, u.diagnostics, u.result::json
-FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::integer[], $5::smallint[], $6::boolean[], $7::integer[],
+// The lock of the run's row makes sure that what was not there when the jobs
+// were loaded is not there now. So new jobs are inserted and known ones updated:
+// INSERT … ON CONFLICT would write half as much again to the log of the
+// database, for a conflict that cannot be.
+const (
+	jobsOfUnnest = `unnest($1::uuid[], $2::text[], $3::integer[], $4::integer[], $5::smallint[], $6::boolean[], $7::integer[],
             $8::timestamptz[], $9::timestamptz[], $10::timestamptz[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[])
      AS u(workflow_id, job_id, run_attempt, attempt, status, cached, exit_code, queued_at, started_at, finished_at,
-          name, path, command, diagnostics, result)
-ON CONFLICT (workflow_id, job_id) DO UPDATE SET
-    run_attempt = excluded.run_attempt, attempt = excluded.attempt, status = excluded.status, cached = excluded.cached,
-    exit_code = excluded.exit_code, queued_at = excluded.queued_at, started_at = excluded.started_at, finished_at = excluded.finished_at,
-    name = excluded.name, path = excluded.path, command = excluded.command, diagnostics = excluded.diagnostics, result = excluded.result`
+          name, path, command, diagnostics, result)`
+	sqlInsertJobs = `
+INSERT INTO jobs (workflow_id, job_id, run_attempt, attempt, status, cached, exit_code, queued_at, started_at, finished_at,
+                  name, path, command, diagnostics, result)
+SELECT u.workflow_id, u.job_id, u.run_attempt, u.attempt, u.status, u.cached, u.exit_code, u.queued_at, u.started_at, u.finished_at,
+       u.name, u.path, u.command, u.diagnostics, u.result::json
+FROM ` + jobsOfUnnest
+	sqlUpdateJobs = `
+UPDATE jobs AS j SET
+    run_attempt = u.run_attempt, attempt = u.attempt, status = u.status, cached = u.cached, exit_code = u.exit_code,
+    queued_at = u.queued_at, started_at = u.started_at, finished_at = u.finished_at,
+    name = u.name, path = u.path, command = u.command, diagnostics = u.diagnostics, result = u.result::json
+FROM ` + jobsOfUnnest + `
+WHERE j.workflow_id = u.workflow_id AND j.job_id = u.job_id`
+)
 
-// jobColumns are the parameters of sqlUpsertJobs.
+// jobColumns are the parameters of sqlInsertJobs and sqlUpdateJobs.
 type jobColumns struct {
 	workflowID                       uuidArray
 	jobID                            []string

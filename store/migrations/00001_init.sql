@@ -71,7 +71,7 @@ CREATE TABLE jobs (
     PRIMARY KEY (workflow_id, job_id),
     CONSTRAINT ended_has_a_time CHECK ((status >= 3) = (finished_at IS NOT NULL)),
     CONSTRAINT started_before_finished CHECK (started_at <= finished_at)
-) WITH (fillfactor = 85);
+) WITH (fillfactor = 50);
 
 -- What the platform asked for. Cold: written once a run.
 CREATE TABLE submissions (
