@@ -479,7 +479,8 @@ func pageSize(limit, standard, most int) (int, error) {
 	return limit, nil
 }
 
-var errCursor = errors.New("not a cursor of this list: take it from the page before")
+// ErrCursor says that a cursor is not one that this list gave.
+var ErrCursor = errors.New("not a cursor of this list: take it from the page before")
 
 func cursor(at any) string {
 	b, err := json.Marshal(at)
@@ -495,7 +496,7 @@ func parseCursor(text string, at any) error {
 		err = json.Unmarshal(b, at)
 	}
 	if err != nil {
-		return fmt.Errorf("cursor %q: %w", text, errCursor)
+		return fmt.Errorf("cursor %q: %w", text, ErrCursor)
 	}
 	return nil
 }

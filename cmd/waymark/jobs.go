@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -71,7 +72,11 @@ they run.
 					},
 					page: func(cursor string) (workflow.Page[workflow.Job], error) {
 						filter.Cursor = cursor
-						return db.Jobs(ctx, id, filter)
+						page, err := db.Jobs(ctx, id, filter)
+						if cursor == "" && page.Next == "" {
+							byStart(page.Items)
+						}
+						return page, err
 					},
 				}
 				return l.write(a, cmd, o, paging)
@@ -84,6 +89,23 @@ they run.
 	addOutputFlags(cmd, formatTable, formatJSON, formatJSONL)
 	addConfigFlags(cmd, "database", "log")
 	return cmd
+}
+
+// byStart puts jobs in the order in which they started, those that have not at
+// the end. Pages come in the order of ids, which does not change between them;
+// a list that fits on one page can have the order that people expect.
+func byStart(jobs []workflow.Job) {
+	slices.SortStableFunc(jobs, func(a, b workflow.Job) int {
+		switch {
+		case a.StartedAt.IsZero() != b.StartedAt.IsZero():
+			if a.StartedAt.IsZero() {
+				return 1
+			}
+			return -1
+		default:
+			return a.StartedAt.Compare(b.StartedAt)
+		}
+	})
 }
 
 // findJob returns the id of the job that a person means by ref: an id, the

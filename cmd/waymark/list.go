@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"regexp"
 	"strconv"
@@ -122,7 +123,7 @@ func (l *listing[T]) write(a *app, cmd *cobra.Command, o *output, p *paging) err
 	for first := true; first || (p.all && page.Next != ""); first = false {
 		var err error
 		if page, err = l.page(cursor); err != nil {
-			if p.cursor != "" && cursor == p.cursor && strings.Contains(err.Error(), "cursor") {
+			if errors.Is(err, store.ErrCursor) {
 				return &exitError{code: exitUsage, err: fmt.Errorf("--cursor: %w", err)}
 			}
 			return err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -131,6 +132,7 @@ func (a *app) runSerial(cmd *cobra.Command, f *serialFlags) error {
 		announced.announce(id)
 	}
 	result, runErr := w.Run(ctx, serial.RunConfig{
+		Env:          withoutSettings(os.Environ()),
 		FinalTimeout: f.finalTimeout,
 		Grace:        f.grace,
 		Hurry:        hurry,
@@ -149,6 +151,13 @@ func (a *app) runSerial(cmd *cobra.Command, f *serialFlags) error {
 	view.close()
 	closePublisher()
 	return a.sayResult(c, view, &result, runErr)
+}
+
+// withoutSettings is an environment without ours. The commands of a workflow
+// have no business with the servers' URLs, which may hold passwords, and what
+// they print is published.
+func withoutSettings(env []string) []string {
+	return slices.DeleteFunc(env, func(v string) bool { return strings.HasPrefix(v, envPrefix) })
 }
 
 // reporting returns where the run is reported to, nil if nowhere, and what

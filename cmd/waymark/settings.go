@@ -93,9 +93,12 @@ func find(key string) *setting {
 	return &settings[i]
 }
 
+// envPrefix begins the name of every environment variable of ours.
+const envPrefix = "WAYMARK_"
+
 // env is the environment variable of s, such as WAYMARK_BROKER_URL.
 func (s *setting) env() string {
-	return "WAYMARK_" + strings.ToUpper(strings.ReplaceAll(s.key, ".", "_"))
+	return envPrefix + strings.ToUpper(strings.ReplaceAll(s.key, ".", "_"))
 }
 
 // flag is the command-line flag of s, such as broker-url.
