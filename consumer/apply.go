@@ -34,13 +34,25 @@ func (c *Consumer) process(ctx context.Context, s *session, b *batch) error {
 			good = append(good, it)
 		}
 	}
-	if err := c.bury(ctx, s, bad); err != nil {
+	if err := c.apply(ctx, s, good, 0); err != nil {
 		return err
 	}
-	if err := c.apply(ctx, s, good, len(bad)); err != nil {
-		return err
+	if len(bad) > 0 {
+		// The database has answered about this batch before anything is
+		// dead-lettered: while it is away sessions may come and go, and each would
+		// leave the same letters once more.
+		if len(good) == 0 {
+			if _, err := c.applyUntilAnswered(ctx, s, nil, 0); err != nil {
+				return err
+			}
+		}
+		if err := c.bury(ctx, s, bad); err != nil {
+			return err
+		}
+		if err := c.apply(ctx, s, nil, len(bad)); err != nil {
+			return err
+		}
 	}
-	crashpoint.Hit("consumer.after-commit")
 	if err := s.ch.Ack(b.items[len(b.items)-1].tag, true); err != nil {
 		return broker.Explain(err)
 	}
@@ -48,8 +60,7 @@ func (c *Consumer) process(ctx context.Context, s *session, b *batch) error {
 	return nil
 }
 
-// bury dead-letters items that cannot be read. They are entered in the ledger
-// by the transaction of their batch.
+// bury dead-letters items that cannot be read.
 func (c *Consumer) bury(ctx context.Context, s *session, items []*item) error {
 	letters := make([]letter, len(items))
 	for i, it := range items {

@@ -455,6 +455,37 @@ func TestPausesWhileTheStoreIsAway(t *testing.T) {
 	s.depth(s.queue, 0)
 }
 
+// While the database is away nothing is dead-lettered: the sessions of an
+// outage would each leave the same letters.
+func TestPoisonWaitsForTheStore(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	r := &refuser{Store: s.db}
+	away := errors.New("connection refused")
+	r.down.Store(&away)
+	s.cfg.Store = r
+	s.declare()
+	s.publish(amqp.Publishing{Body: []byte("poison")})
+	for range 3 {
+		before := r.tries.Load()
+		_, stop := s.start(func(c *consumer.Config) { c.DrainTimeout = time.Millisecond })
+		servicetest.Eventually(t, patience, "the store was tried", func() error {
+			if r.tries.Load() == before {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+		stop()
+	}
+	s.depth(broker.DeadLetter(s.queue), 0)
+	r.down.Store(nil)
+	s.start()
+	if l := s.wait(1); l.Dead != 1 {
+		t.Errorf("ledger %+v, want 1 dead", l)
+	}
+	s.depth(broker.DeadLetter(s.queue), 1)
+}
+
 // Every connection of the broker is cut again and again under load.
 func TestSessionsAreCut(t *testing.T) {
 	t.Parallel()
