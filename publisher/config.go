@@ -50,6 +50,8 @@ type Config struct {
 	Logger *slog.Logger
 	// Queues to publish to. Default "jobs-status" and "workflow-submission".
 	Queues Queues
+	// Spool keeps on disk what the broker does not confirm. Default: none.
+	Spool Spool
 	// TLS settings for an amqps URL; the certificate is verified. Default: the
 	// URL's parameters (cacertfile, certfile, keyfile), else the system's
 	// authorities.
@@ -62,6 +64,27 @@ type Config struct {
 	// Window is how many messages may be accepted and not yet confirmed, 1 to
 	// 100000. When it is full, sending waits. Default 1000.
 	Window int
+}
+
+// Spool is a folder that keeps messages while the broker is away, for this
+// process and for later ones. Any number of processes may share it.
+//
+// A submission, or the end of a run, is written there and made durable when the
+// broker is known to be away, or has not confirmed it within a second; the
+// publisher tries it on all the same, and removes it once it is confirmed.
+// Other messages are written when their caller's context ends, or at Close.
+// Raw messages are not spooled.
+//
+// What is left when the process ends is delivered by [Publisher.Drain].
+type Spool struct {
+	// Dir is the folder, made with mode 0700 if it does not exist. It must not
+	// be writable by others. Default: nothing is spooled.
+	Dir string
+	// MaxBytes bounds what the folder takes. Then progress and logs are dropped,
+	// oldest first; see [Report]. Submissions and ends of runs are never dropped:
+	// they may take half as much again, at least 64 MiB, and are refused beyond,
+	// with [ErrNotConfirmed]. Default 64 MiB.
+	MaxBytes int64
 }
 
 const (
@@ -102,6 +125,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Window < 1 || c.Window > maxWindow {
 		return c, fmt.Errorf("window of %d messages: expected 1 to %d", c.Window, maxWindow)
+	}
+	if c.Spool.MaxBytes < 0 {
+		return c, fmt.Errorf("spool of %d bytes: expected more than 0", c.Spool.MaxBytes)
 	}
 	if c.ConnectionName == "" {
 		c.ConnectionName = "waymark publisher"

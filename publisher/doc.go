@@ -29,6 +29,10 @@
 // be in the queue. A message may also be there twice, with the same message-id;
 // the consumer applies it once.
 //
+// With a [Spool] it is then on disk instead, which is reported as [ErrSpooled].
+// For a submission or the end of a run that is a promise: it survives the death
+// of the process and of the machine, and [Publisher.Drain] delivers it.
+//
 // Messages of one goroutine keep their order, unless the broker refuses one of
 // them for a while. The consumer does not depend on the order.
 //
@@ -38,6 +42,6 @@
 //
 // # What it does not do
 //
-// It keeps messages in memory only. It declares the two queues and nothing
-// else. It does not use the client library's own recovery.
+// It keeps messages on disk only if it is told where. It declares the two queues
+// and nothing else. It does not use the client library's own recovery.
 package publisher

@@ -12,6 +12,10 @@ var (
 	// wraps the cause of giving up, such as context.DeadlineExceeded, and that
 	// last fault.
 	ErrNotConfirmed = errors.New("not confirmed")
+	// ErrSpooled says that the message is not confirmed yet, and is kept on
+	// disk: see [Spool]. It need not be sent again. Whoever drains the spool
+	// delivers it. The error also wraps why waiting ended.
+	ErrSpooled = errors.New("kept in the spool")
 	// ErrUnroutable says that the broker took the message and had no queue to
 	// put it in, even after the queues were declared again. It is lost.
 	ErrUnroutable = errors.New("unroutable")

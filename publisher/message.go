@@ -11,6 +11,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"waymark/internal/wire"
+	"waymark/publisher/spool"
 	"waymark/schemas"
 	"waymark/workflow"
 )
@@ -29,8 +30,9 @@ const (
 )
 
 // Status publishes a status message and returns when the broker has confirmed
-// it. The error is an *[InvalidError], [ErrUnroutable], [ErrClosed], or
-// [ErrNotConfirmed] if ctx ended first; the message is then not tried again.
+// it. The error is an *[InvalidError], [ErrUnroutable], [ErrClosed], or, if ctx
+// ended first, [ErrSpooled] if there is a spool and the message is in it, else
+// [ErrNotConfirmed]; the message is then not tried again.
 func (p *Publisher) Status(ctx context.Context, msg *workflow.StatusMessage) error {
 	r, err := p.statusReceipt(msg)
 	if err != nil {
@@ -52,7 +54,8 @@ func (p *Publisher) Submission(ctx context.Context, s *workflow.Submission) erro
 // SendStatus accepts a status message as soon as there is room in the window.
 // From then on the publisher holds it until it is settled, whatever becomes of
 // ctx. The error is an *[InvalidError], [ErrClosed], or [ErrNotConfirmed] if ctx
-// ended before there was room: the message was not accepted.
+// ended before there was room: the message was not accepted. With a spool it is
+// kept there instead, and its receipt says [ErrSpooled].
 func (p *Publisher) SendStatus(ctx context.Context, msg *workflow.StatusMessage) (*Receipt, error) {
 	r, err := p.statusReceipt(msg)
 	if err != nil {
@@ -115,7 +118,7 @@ func (p *Publisher) statusReceipt(msg *workflow.StatusMessage) (*Receipt, error)
 	if err != nil {
 		return nil, p.invalid("status message", err)
 	}
-	r := &Receipt{queue: p.cfg.Queues.Status, body: p.encode(body), contentType: contentType}
+	r := &Receipt{queue: p.cfg.Queues.Status, body: p.encode(body), contentType: contentType, class: classOf(msg)}
 	if err := p.complete(r); err != nil {
 		return nil, p.invalid("status message", err)
 	}
@@ -131,7 +134,7 @@ func (p *Publisher) submissionReceipt(s *workflow.Submission) (*Receipt, error) 
 		return nil, p.invalid("submission", err)
 	}
 	// The schema keeps the priority within 0 to 100.
-	r := &Receipt{queue: p.cfg.Queues.Submission, body: p.encode(body), contentType: contentType, priority: uint8(s.Priority)}
+	r := &Receipt{queue: p.cfg.Queues.Submission, body: p.encode(body), contentType: contentType, priority: uint8(s.Priority), class: spool.Submission}
 	if err := p.complete(r); err != nil {
 		return nil, p.invalid("submission", err)
 	}

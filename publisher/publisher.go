@@ -25,6 +25,7 @@ type Publisher struct {
 	quit    chan struct{} // closed when all is settled and the session should end in good order
 	stopped chan struct{} // closed when run has returned
 	cancel  context.CancelCauseFunc
+	spool   *spooler // nil if there is none
 
 	closeOnce sync.Once
 	closeErr  error
@@ -36,6 +37,7 @@ type Publisher struct {
 	buffer    []*Receipt // under queue, each time it has been empty
 	suspects  uint64     // messages up to this seq are written one at a time; see accuse
 	unsettled map[*Receipt]struct{}
+	spooling  int // how many of them are on disk as well
 	report    Report
 	failed    int   // pipelined messages that failed since the last Flush
 	failure   error // of the first of them
@@ -54,8 +56,13 @@ func New(cfg Config) (*Publisher, error) {
 	if err != nil {
 		return nil, fmt.Errorf("configuring the publisher: %w", err)
 	}
+	spool, err := openSpool(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("configuring the publisher: %w", err)
+	}
 	p := &Publisher{
 		cfg:       cfg,
+		spool:     spool,
 		queues:    []broker.Queue{cfg.Topology.Status(cfg.Queues.Status), cfg.Topology.Submission(cfg.Queues.Submission)},
 		room:      make(chan struct{}, cfg.Window),
 		wake:      make(chan struct{}, 1),
@@ -71,6 +78,9 @@ func New(cfg Config) (*Publisher, error) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	p.cancel = cancel
 	go p.run(ctx)
+	if p.spool != nil {
+		go p.runSpool() // until closeSpool
+	}
 	return p, nil
 }
 
@@ -113,7 +123,10 @@ func (p *Publisher) Report() Report {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	r := p.report
-	r.InFlight = int64(len(p.unsettled))
+	r.InFlight = int64(len(p.unsettled) - p.spooling)
+	if p.spool != nil {
+		r.Spooled = int64(len(p.spool.onDisk))
+	}
 	return r
 }
 
@@ -132,9 +145,10 @@ func (p *Publisher) Flush(ctx context.Context) error {
 }
 
 // Close accepts no more messages, waits as [Publisher.Flush] does until ctx
-// ends, and disconnects. Messages that are not confirmed by then are given up:
-// their receipts and Close report [ErrNotConfirmed]. Further calls wait for the
-// first and return the same.
+// ends, and disconnects. Messages that are not confirmed by then are kept in
+// the spool, if there is one: their receipts and Close report [ErrSpooled].
+// Otherwise they are given up, and [ErrNotConfirmed] is reported. Further calls
+// wait for the first and return the same.
 func (p *Publisher) Close(ctx context.Context) error {
 	p.closeOnce.Do(func() { p.closeErr = p.close(ctx) })
 	return p.closeErr
@@ -162,16 +176,32 @@ func (p *Publisher) close(ctx context.Context) error {
 	<-p.stopped
 	p.cancel(ErrClosed)
 
+	if p.spool != nil {
+		p.closeSpool()
+	}
 	p.mu.Lock()
-	left := len(p.unsettled)
+	left, spooled := len(p.unsettled)-p.spooling, 0
 	for r := range p.unsettled {
 		p.settle(r, p.notConfirmedLocked(r, ErrClosed, fault))
 	}
 	p.queue = nil
+	if p.spool != nil {
+		spooled = len(p.spool.onDisk)
+	}
 	p.mu.Unlock()
 
-	if left > 0 {
-		return withFault(fmt.Errorf("closing the publisher: %d messages %w: %w", left, ErrNotConfirmed, err), fault)
+	if left > 0 || spooled > 0 {
+		what := fmt.Errorf("%d messages %w", left, ErrNotConfirmed)
+		switch {
+		case left == 0:
+			what = fmt.Errorf("%d messages %w", spooled, ErrSpooled)
+		case spooled > 0:
+			what = fmt.Errorf("%w, %d messages %w", what, spooled, ErrSpooled)
+		}
+		if err != nil {
+			what = fmt.Errorf("%w: %w", what, err)
+		}
+		return withFault(fmt.Errorf("closing the publisher: %w", what), fault)
 	}
 	if err := p.takeFailure(); err != nil {
 		return fmt.Errorf("closing the publisher: %w", err)
@@ -223,7 +253,7 @@ func (p *Publisher) takeFailure() error {
 
 // accept puts r into the queue once there is room.
 func (p *Publisher) accept(ctx context.Context, r *Receipt) error {
-	if ctx.Err() != nil {
+	if ctx.Err() != nil && !p.spools(r) {
 		return p.notConfirmed(r, context.Cause(ctx))
 	}
 	select {
@@ -243,21 +273,41 @@ func (p *Publisher) accept(ctx context.Context, r *Receipt) error {
 		<-p.room
 		return ErrClosed
 	}
+	p.report.Accepted++
+	p.enqueue(r)
+	keep := p.spools(r) && r.class.Keep()
+	if keep {
+		r.accepted = time.Now()
+		p.spool.waiting = append(p.spool.waiting, r)
+	}
+	p.mu.Unlock()
+	p.signal()
+	if keep {
+		p.signalSpool()
+	}
+	return nil
+}
+
+// enqueue makes r the last in the queue. The caller holds p.mu, and has room.
+func (p *Publisher) enqueue(r *Receipt) {
 	p.seq++
 	r.seq = p.seq
-	p.report.Accepted++
 	p.unsettled[r] = struct{}{}
 	if len(p.queue) == 0 {
 		p.queue = p.buffer[:0]
 	}
 	p.queue = append(p.queue, r)
-	p.mu.Unlock()
-	p.signal()
-	return nil
 }
 
 func (p *Publisher) send(ctx context.Context, r *Receipt) (*Receipt, error) {
-	if err := p.accept(ctx, r); err != nil {
+	err := p.accept(ctx, r)
+	if errors.Is(err, ErrNotConfirmed) && p.spools(r) {
+		if err = p.spoolOnly(r, context.Cause(ctx)); errors.Is(err, ErrSpooled) {
+			r.err, err = err, nil
+			close(r.done)
+		}
+	}
+	if err != nil {
 		return nil, err
 	}
 	return r, nil
@@ -266,12 +316,18 @@ func (p *Publisher) send(ctx context.Context, r *Receipt) (*Receipt, error) {
 func (p *Publisher) sendAndWait(ctx context.Context, r *Receipt) error {
 	r.awaited = true
 	if err := p.accept(ctx, r); err != nil {
+		if errors.Is(err, ErrNotConfirmed) && p.spools(r) {
+			return p.spoolOnly(r, context.Cause(ctx))
+		}
 		return err
 	}
 	select {
 	case <-r.done:
 		return r.err
 	case <-ctx.Done():
+		if p.spools(r) {
+			return p.spoolNow(r, context.Cause(ctx))
+		}
 		return p.withdraw(r, context.Cause(ctx))
 	}
 }
@@ -326,11 +382,18 @@ func (p *Publisher) position(r *Receipt) (int, bool) {
 // settle ends r. The caller holds p.mu.
 func (p *Publisher) settle(r *Receipt, err error) {
 	delete(p.unsettled, r)
+	if r.ref != 0 {
+		err = p.settleOnDisk(r, err)
+	}
 	switch {
 	case err == nil:
 		p.report.Confirmed++
+	case errors.Is(err, ErrSpooled):
+		// Counted as long as it is there.
 	case errors.Is(err, ErrUnroutable):
 		p.report.Unroutable++
+	case r.dropped:
+		p.countDropped(r.class)
 	default:
 		p.report.NotConfirmed++
 	}

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"waymark/publisher/spool"
 )
 
 // Receipt stands for one message that the publisher has accepted.
@@ -22,14 +24,23 @@ type Receipt struct {
 	timestamp   time.Time
 	body        []byte
 
+	// class says whether and how it may be kept on disk; empty: it may not.
+	class spool.Class
+	// orphan: it is kept on disk without having been accepted in memory.
+	orphan bool
+
 	// awaited: the caller gets the outcome itself, so Flush need not tell it.
 	awaited bool
 
 	// Guarded by Publisher.mu.
-	seq        uint64 // order of acceptance, and so of sending
-	attempts   int    // how often it was given to a session
-	redeclared bool   // returned once; the queues were declared again since
-	withdrawn  bool   // not to be tried again
+	seq        uint64    // order of acceptance, and so of sending
+	attempts   int       // how often it was given to a session
+	redeclared bool      // returned once; the queues were declared again since
+	withdrawn  bool      // not to be tried again
+	accepted   time.Time // if its class is kept on disk
+	ref        spool.Ref // on disk; 0 if it is not
+	dropped    bool      // from the disk, or for want of room there
+	unspooled  error     // why it could not be written to disk the last time
 
 	// Of the current attempt; handed from the writer to the settler.
 	confirm *amqp.DeferredConfirmation
@@ -44,9 +55,9 @@ func (r *Receipt) MessageID() string { return r.id }
 func (r *Receipt) Done() <-chan struct{} { return r.done }
 
 // Wait waits until the message is settled, or ctx ends. It returns nil if the
-// message is confirmed, else an error that is [ErrUnroutable],
-// [ErrNotConfirmed] or an *[InvalidError]. When ctx ends, the publisher still holds the message and
-// goes on: Wait may be called again.
+// message is confirmed, else an error that is [ErrUnroutable], [ErrSpooled],
+// [ErrNotConfirmed] or an *[InvalidError]. When ctx ends, the publisher still
+// holds the message and goes on: Wait may be called again.
 func (r *Receipt) Wait(ctx context.Context) error {
 	select {
 	case <-r.done:
@@ -57,7 +68,12 @@ func (r *Receipt) Wait(ctx context.Context) error {
 	case <-r.done:
 		return r.err
 	case <-ctx.Done():
-		return r.p.notConfirmed(r, context.Cause(ctx))
+		r.p.mu.Lock()
+		defer r.p.mu.Unlock()
+		if r.ref != 0 {
+			return r.p.spooledLocked(r, context.Cause(ctx))
+		}
+		return r.p.notConfirmedLocked(r, context.Cause(ctx), r.p.fault)
 	}
 }
 
