@@ -353,6 +353,45 @@ func TestPoison(t *testing.T) {
 	}
 }
 
+// TestHeadersFillTheFrame makes dead letters of messages whose headers leave no
+// room for the reason. They must neither end the session nor hold up others.
+func TestHeadersFillTheFrame(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.declare()
+	full := strings.Repeat("h", 130_900) // of the 131072 bytes of RabbitMQ's frames
+	many := amqp.Table{"compression": "application/x-gzip"}
+	for i := range 500 {
+		many[fmt.Sprintf("%03d", i)] = amqp.Table{"in": []any{strings.Repeat("h", 230)}}
+	}
+	for _, headers := range []amqp.Table{{"small": "kept", "large": full}, {consumer.HeaderFirstSeen: full}, many} {
+		s.publish(amqp.Publishing{Body: []byte("not json"), MessageId: uuid.NewString(), Headers: headers})
+	}
+	s.publish(message(uuid.NewString(), running(uuid.New(), "a")))
+	s.start()
+	if l := s.wait(4); l.Dead != 3 || l.Applied != 1 {
+		t.Errorf("ledger %+v, want 3 dead and 1 applied", l)
+	}
+	ch := s.channel()
+	var got []amqp.Table
+	for range 3 {
+		d, ok, err := ch.Get(broker.DeadLetter(s.queue), true)
+		if err != nil || !ok {
+			t.Fatalf("dead letter %d: %v, %v", len(got), ok, err)
+		}
+		got = append(got, d.Headers)
+		if _, err := time.Parse(time.RFC3339Nano, fmt.Sprint(d.Headers[consumer.HeaderFirstSeen])); err != nil || d.Headers[consumer.HeaderReason] != "not-json" {
+			t.Errorf("dead letter: reason %v, first seen: %v; want not-json and a time", d.Headers[consumer.HeaderReason], err)
+		}
+	}
+	if problem := fmt.Sprint(got[0][consumer.HeaderError]); got[0]["small"] != "kept" || got[0]["large"] != nil || !strings.Contains(problem, "1 of its headers") {
+		t.Errorf("of a small and a large header the letter has small = %v and error %q; want it kept, and told that the other was not", got[0]["small"], problem)
+	}
+	if len(got[2]) < 400 || got[2]["compression"] == nil {
+		t.Errorf("of 501 headers the letter has %d, compression = %v; want as many as fit, the small ones first", len(got[2]), got[2]["compression"])
+	}
+}
+
 // refuser is the real store, but that some workflow's data is refused and that
 // it can be told to fail.
 type refuser struct {

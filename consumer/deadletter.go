@@ -1,10 +1,12 @@
 package consumer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -85,7 +87,7 @@ func (d *deadLetters) publishOnce(ctx context.Context, from string, letters []le
 	returns := ch.NotifyReturn(make(chan amqp.Return, len(letters)))
 	confirms := make([]*amqp.DeferredConfirmation, len(letters))
 	for i := range letters {
-		confirms[i], err = ch.PublishWithDeferredConfirmWithContext(ctx, "", d.queue.Name, true, false, letters[i].publishing(from))
+		confirms[i], err = ch.PublishWithDeferredConfirmWithContext(ctx, "", d.queue.Name, true, false, letters[i].publishing(from, d.conn.Config.FrameSize))
 		if err != nil {
 			return false, broker.Explain(err)
 		}
@@ -110,21 +112,25 @@ func (d *deadLetters) publishOnce(ctx context.Context, from string, letters []le
 // letterSpace is the namespace of the ids of dead letters that had none.
 var letterSpace = uuid.NewSHA1(uuid.NameSpaceURL, []byte("waymark:dead-letter"))
 
-// publishing is the message as it was, with the reason in its headers.
-func (l *letter) publishing(from string) amqp.Publishing {
+// publishing is the message as it was, with the reason in its headers. frame
+// is the greatest size of a frame, in bytes.
+func (l *letter) publishing(from string, frame int) amqp.Publishing {
 	d := &l.raw
-	headers := amqp.Table{}
-	maps.Copy(headers, d.Headers)
+	headers := fitting(d.Headers, frame-ownRoom)
+	problem := short(l.message)
+	if dropped := len(d.Headers) - len(headers); dropped > 0 {
+		problem += fmt.Sprintf(" (too large to keep beside this: %d of its headers)", dropped)
+	}
 	now := l.arrived.Format(time.RFC3339Nano)
 	count, _ := headers[HeaderCount].(int64)
-	headers[HeaderCount] = count + 1
+	headers[HeaderCount] = max(count, 0) + 1
 	if first, ok := headers[HeaderFirstSeen].(string); !ok || first == "" {
 		headers[HeaderFirstSeen] = now
 	}
 	headers[HeaderLastSeen] = now
 	headers[HeaderReason] = l.reason
 	headers[HeaderPointer] = short(l.pointer)
-	headers[HeaderError] = short(l.message)
+	headers[HeaderError] = problem
 	headers[HeaderQueue] = from
 	id := d.MessageId
 	if id == "" {
@@ -140,6 +146,48 @@ func (l *letter) publishing(from string) amqp.Publishing {
 		// Not Expiration: a dead letter stays until somebody has looked at it. Not
 		// UserId: the broker checks it against our own login.
 	}
+}
+
+// ownRoom is what a frame must hold besides the headers of others: ours, and
+// the properties, each of at most 255 bytes.
+const ownRoom = 8 << 10
+
+// fitting returns the headers that have room in so many bytes, the small ones
+// first. A message's headers may fill its frame to the last byte. With ours
+// beside them they would not fit, and the broker would end the session, and
+// the next one, at the same message.
+func fitting(headers amqp.Table, room int) amqp.Table {
+	names := slices.SortedFunc(maps.Keys(headers), func(a, b string) int {
+		return cmp.Or(cmp.Compare(fieldSize(headers[a]), fieldSize(headers[b])), cmp.Compare(a, b))
+	})
+	kept := amqp.Table{}
+	for _, name := range names {
+		if room -= 1 + len(name) + fieldSize(headers[name]); room < 0 {
+			break
+		}
+		kept[name] = headers[name]
+	}
+	return kept
+}
+
+// fieldSize is the number of bytes of a value on the wire, or a few more.
+func fieldSize(v any) int {
+	size := 9 // the type, and a number or a length
+	switch v := v.(type) {
+	case string:
+		size += len(v)
+	case []byte:
+		size += len(v)
+	case []any:
+		for _, element := range v {
+			size += fieldSize(element)
+		}
+	case amqp.Table:
+		for name, value := range v {
+			size += 1 + len(name) + fieldSize(value)
+		}
+	}
+	return size
 }
 
 // short keeps headers within what a frame carries.
