@@ -119,8 +119,7 @@ type application struct {
 
 	outcomes []workflow.Outcome
 	logs     []storedChunk
-	newIDs   []uuid.UUID
-	newSaid  []int16
+	news     []seenID
 }
 
 // runState is the state of one run with what the batch does to it.
@@ -201,7 +200,7 @@ func (a *application) load(ctx context.Context) error {
 	var q pgx.Batch
 	q.Queue(sqlLockWorkflows, uuids(a.order)).Query(a.scanRuns)
 	if len(keys) > 0 {
-		q.Queue(`SELECT id, outcome FROM seen_messages WHERE id = ANY($1)`, uuids(keys)).Query(a.scanSeen)
+		findSeen(&q, keys, func(s seenID) { a.seen[s.id] = s.outcome })
 	}
 	if len(digests) > 0 {
 		q.Queue(`SELECT digest, seq FROM log_chunks WHERE digest = ANY($1) AND session <> $2 ORDER BY seq FOR UPDATE`, uuids(digests), a.batch.Session).Query(a.scanChunks)
@@ -309,8 +308,7 @@ func (a *application) foldOne(d *workflow.Delivery, key uuid.UUID) workflow.Outc
 	}
 	if key != uuid.Nil {
 		a.seen[key] = outcome
-		a.newIDs = append(a.newIDs, key)
-		a.newSaid = append(a.newSaid, int16(outcome))
+		a.news = append(a.news, seenID{key, outcome})
 	}
 	return outcome
 }
@@ -338,11 +336,7 @@ func (a *application) write(ctx context.Context) error {
 	a.writeDocuments(&q)
 	a.writeLogs(&q)
 	a.writeHistory(&q)
-	if len(a.newIDs) > 0 {
-		// An id that has come meanwhile is that of a message for another workflow:
-		// then the batch is folded anew, and knows it. See retryAtOnce.
-		q.Queue(`INSERT INTO seen_messages (id, seen_at, outcome) SELECT id, $3, outcome FROM unnest($1::uuid[], $2::smallint[]) AS m(id, outcome)`, uuids(a.newIDs), a.newSaid, a.now)
-	}
+	remember(&q, a.news, a.now)
 	for chunk := range slices.Chunk(touched, idsPerNotification) {
 		q.Queue(`SELECT pg_notify($1, $2)`, a.db.channel(), joinIDs(chunk))
 	}
@@ -516,16 +510,6 @@ func (a *application) writeHistory(q *pgx.Batch) {
 		SELECT id, attempt, status, at, $5 FROM unnest($1::uuid[], $2::integer[], $3::smallint[], $4::timestamptz[]) AS c(id, attempt, status, at)
 		ON CONFLICT (workflow_id, attempt, status) DO UPDATE SET event_time = excluded.event_time WHERE excluded.event_time < h.event_time`,
 		ids, attempts, statuses, times, a.now)
-}
-
-func (a *application) scanSeen(rows pgx.Rows) error {
-	var id pgtype.UUID
-	var outcome int16
-	_, err := pgx.ForEachRow(rows, []any{&id, &outcome}, func() error {
-		a.seen[id.Bytes] = workflow.Outcome(outcome)
-		return nil
-	})
-	return err
 }
 
 func (a *application) scanChunks(rows pgx.Rows) error {

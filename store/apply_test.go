@@ -292,6 +292,54 @@ func TestDuplicates(t *testing.T) {
 	}
 }
 
+// Ids of large batches are packed; they are known all the same, to whoever
+// delivers them again, in whatever company.
+func TestDuplicatesOfLargeBatches(t *testing.T) {
+	t.Parallel()
+	db := open(t)
+	next := load(10, 20)
+	var all []workflow.Delivery
+	var ids []string
+	for range 300 {
+		all = append(all, next())
+		ids = append(ids, all[len(all)-1].MessageID)
+	}
+	all[7].MessageID, ids[7] = "not a uuid", "not a uuid"
+	all[8].MessageID = uuid.NewString()
+	ids[8] = all[8].MessageID
+	a := newApplier(db)
+	for _, o := range a.apply(t, all...) {
+		if o == workflow.Duplicate {
+			t.Fatal("a new message is said to be a duplicate")
+		}
+	}
+	outcomes, err := db.Outcomes(t.Context(), ids)
+	if err != nil || len(outcomes) != len(ids) {
+		t.Errorf("%d outcomes of %d ids, %v", len(outcomes), len(ids), err)
+	}
+	other := newApplier(db)
+	random := rand.New(rand.NewPCG(2, 2))
+	random.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	for part := range slices.Chunk(all, 7) {
+		mixed := append(slices.Clone(part), next())
+		outcomes := other.apply(t, mixed...)
+		for i := range part {
+			if outcomes[i] != workflow.Duplicate {
+				t.Fatalf("message %s came again and was %v", part[i].MessageID, outcomes[i])
+			}
+		}
+		if outcomes[len(part)] != workflow.Applied {
+			t.Fatalf("a new message beside repeated ones was %v", outcomes[len(part)])
+		}
+	}
+	if n, err := db.Prune(t.Context(), time.Now().Add(time.Hour)); err != nil || n < int64(len(all)) {
+		t.Errorf("Prune forgot %d ids, %v; want at least %d", n, err, len(all))
+	}
+	if outcomes, err := db.Outcomes(t.Context(), ids); err != nil || len(outcomes) != 0 {
+		t.Errorf("after Prune %d ids are known, %v", len(outcomes), err)
+	}
+}
+
 // Two messages of one id for different workflows, at once: no lock is common to
 // them, yet one of them is the duplicate.
 func TestOneIDForTwoWorkflows(t *testing.T) {

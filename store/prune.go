@@ -35,6 +35,20 @@ func (db *DB) Prune(ctx context.Context, before time.Time) (forgotten int64, err
 			break
 		}
 	}
+	for {
+		var rows, ids int64
+		err := db.reads.QueryRowContext(ctx, `
+			WITH gone AS (
+				DELETE FROM seen_batches WHERE ctid = ANY (ARRAY(
+					SELECT ctid FROM seen_batches WHERE seen_at < $1 LIMIT $2 FOR UPDATE SKIP LOCKED)) RETURNING length(ids) / $3 AS n)
+			SELECT count(*), coalesce(sum(n), 0)::bigint FROM gone`, before, pruneRows, packedSize).Scan(&rows, &ids)
+		if err != nil {
+			return forgotten, fmt.Errorf("forgetting message ids: %w", translate(err))
+		}
+		if forgotten += ids; rows < pruneRows {
+			break
+		}
+	}
 	// One statement, so that the sums are the same at every moment.
 	_, err = db.reads.ExecContext(ctx, `
 		WITH gone AS (

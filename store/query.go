@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"gorm.io/gorm"
 
 	"waymark/workflow"
@@ -340,17 +341,14 @@ func (db *DB) Outcomes(ctx context.Context, messageIDs []string) (map[string]wor
 	for i, id := range messageIDs {
 		keys[i] = messageKey(id)
 	}
-	var rows []struct {
-		ID      uuid.UUID
-		Outcome int8
-	}
-	err := db.gorm.WithContext(ctx).Raw(`SELECT id, outcome FROM seen_messages WHERE id IN ?`, keys).Scan(&rows).Error
+	known := make(map[uuid.UUID]workflow.Outcome)
+	err := withPgx(ctx, db.reads, func(conn *pgx.Conn) error {
+		var q pgx.Batch
+		findSeen(&q, keys, func(s seenID) { known[s.id] = s.outcome })
+		return conn.SendBatch(ctx, &q).Close()
+	})
 	if err != nil {
 		return nil, fmt.Errorf("looking up %d message ids: %w", len(messageIDs), translate(err))
-	}
-	known := make(map[uuid.UUID]workflow.Outcome, len(rows))
-	for _, r := range rows {
-		known[r.ID] = workflow.Outcome(r.Outcome)
 	}
 	outcomes := make(map[string]workflow.Outcome)
 	for i, id := range messageIDs {

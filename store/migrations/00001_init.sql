@@ -132,6 +132,18 @@ CREATE TABLE seen_messages (
 );
 CREATE INDEX seen_messages_age ON seen_messages USING brin (seen_at);
 
+-- The same for the ids of a busy batch, which lie close together: sorted, 16
+-- bytes each and one for the outcome.
+CREATE TABLE seen_batches (
+    low     uuid        NOT NULL,
+    high    uuid        NOT NULL,
+    seen_at timestamptz NOT NULL,
+    ids     bytea       NOT NULL
+);
+ALTER TABLE seen_batches ALTER COLUMN ids SET STORAGE EXTERNAL; -- random bytes: trying to compress them is in vain
+CREATE INDEX seen_batches_low ON seen_batches (low, high);
+CREATE INDEX seen_batches_age ON seen_batches USING brin (seen_at);
+
 -- What became of deliveries, one row a consumer, so that consumers do not wait
 -- for one another. batch is the number of the last batch: a commit whose answer
 -- was lost is not done twice.
@@ -327,4 +339,5 @@ COMMENT ON TABLE engine_documents IS 'Internal. The latest engine-specific docum
 COMMENT ON TABLE log_chunks       IS 'Internal. Read workflow_logs.';
 COMMENT ON TABLE status_changes   IS 'Internal. Read status_history.';
 COMMENT ON TABLE seen_messages    IS 'Internal. Message ids that had their effect (0 none, 1 applied, 2 duplicate, 3 stale).';
+COMMENT ON TABLE seen_batches     IS 'Internal. The same for the ids of large batches, packed.';
 COMMENT ON TABLE ledger           IS 'Internal. Read ledger_balance.';
