@@ -3,6 +3,7 @@ package engines
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -26,6 +27,11 @@ const (
 	maxPendingText  = 16 << 20 // bytes of logs that wait for the broker
 )
 
+// spoolPatience is how long Finish waits for the broker before it leaves the
+// details to a publisher that spools. Until the end of the run is on disk, it
+// could be lost with this process.
+const spoolPatience = time.Second
+
 // Config says what a Reporter reports, and how.
 type Config struct {
 	// Attempt counts explicit restarts of the run. Default 1.
@@ -48,15 +54,18 @@ type Config struct {
 }
 
 // Report says what became of the messages of a run.
-// Published = Confirmed + Unsent.
+// Published = Confirmed + Spooled + Unsent.
 type Report struct {
 	// Published counts the messages that were handed to the publisher, the
 	// submission included, each once however often it was tried.
 	Published int
 	// Confirmed counts those that are safe at the broker.
 	Confirmed int
-	// Unsent counts those that were never confirmed. Some of them may have
-	// reached the broker all the same.
+	// Spooled counts those that the publisher keeps on disk, see [ErrSpooled].
+	// It may have delivered some of them since.
+	Spooled int
+	// Unsent counts those that are neither. Some of them may have reached the
+	// broker all the same.
 	Unsent int
 	// Coalesced counts changes of jobs that were not told one by one, because
 	// a later change of the same job overtook them on the way. Nothing is lost by it.
@@ -67,7 +76,7 @@ type Report struct {
 	// Terminal is the message that says how the run ended, if it is among the
 	// unsent: nobody knows the end of this run unless it is published later.
 	Terminal *workflow.StatusMessage
-	// Err is why the last message that was not confirmed was not; nil if all were.
+	// Err is why the last message that is unsent is; nil if none is.
 	Err error
 }
 
@@ -92,7 +101,7 @@ type Reporter struct {
 
 	mu         sync.Mutex
 	began      bool // Begin was called
-	announced  bool // the broker knows that the run began
+	announced  bool // that the run began is told, and safe
 	clock      time.Time
 	submission *workflow.Submission // not confirmed yet
 	submitting bool                 // it has been handed to the publisher
@@ -316,7 +325,8 @@ func (r *Reporter) now() time.Time {
 // Finish says how the run ended, a terminal status, with text for its log, and
 // waits until the broker has it, FinalTimeout is over or ctx ends. The report
 // says which. Half of the time is for what else is unsent; then that is left
-// behind, so that the end is told even if nothing else can be.
+// behind, so that the end is told even if nothing else can be. A [Spooler] has
+// it a second after the call at the latest, with all that is unsent.
 //
 // Finish returns in time even if the publisher never does; its goroutine then
 // ends when the publisher returns.
@@ -324,7 +334,11 @@ func (r *Reporter) Finish(ctx context.Context, status workflow.Status, logs stri
 	if r.cfg.Publisher == nil {
 		return Report{}
 	}
-	details, cancelDetails := context.WithTimeout(ctx, r.cfg.FinalTimeout/2)
+	patience := r.cfg.FinalTimeout / 2
+	if r.spools() {
+		patience = min(patience, spoolPatience)
+	}
+	details, cancelDetails := context.WithTimeout(ctx, patience)
 	defer cancelDetails()
 	deadline, cancelDeadline := context.WithTimeout(ctx, r.cfg.FinalTimeout)
 	defer cancelDeadline()
@@ -350,7 +364,7 @@ func (r *Reporter) Finish(ctx context.Context, status workflow.Status, logs stri
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	report := r.report
-	report.Unsent = report.Published - report.Confirmed
+	report.Unsent = report.Published - report.Confirmed - report.Spooled
 	if report.Unsent == 0 {
 		report.Err = nil // what went wrong was put right
 	}
@@ -463,9 +477,17 @@ func (r *Reporter) rest(d time.Duration) bool {
 // broker would not take before.
 func (r *Reporter) runEnd() {
 	retry := newBackOff()
-	for more := true; more && !r.fitsTerminal() && r.final.details.Err() == nil; {
+	for more := true; more && !r.fitsTerminal(); {
+		// A publisher that spools keeps what comes late, if it can.
+		late := r.final.details.Err() != nil
+		if late && !r.spools() {
+			break
+		}
 		var err error
 		if more, err = r.sendNext(r.final.details); err != nil {
+			if late {
+				break
+			}
 			pause(r.final.details, retry.NextBackOff())
 		}
 	}
@@ -474,8 +496,7 @@ func (r *Reporter) runEnd() {
 	message, carried := r.takeTerminal()
 	for {
 		err := r.cfg.Publisher.Status(r.final.deadline, message)
-		if err == nil {
-			r.confirmed()
+		if r.settled(err) {
 			r.mu.Lock()
 			r.report.Terminal = nil
 			r.mu.Unlock()
@@ -535,12 +556,11 @@ func (r *Reporter) sendNext(ctx context.Context) (more bool, err error) {
 		return false, nil
 	}
 	r.last = time.Now()
-	if err := r.cfg.Publisher.Status(ctx, message); err != nil {
+	if err := r.cfg.Publisher.Status(ctx, message); !r.settled(err) {
 		r.restore(message, batch)
 		r.failed(err)
 		return true, err
 	}
-	r.confirmed()
 	return true, nil
 }
 
@@ -551,22 +571,50 @@ func (r *Reporter) sendSubmission(ctx context.Context, s *workflow.Submission) e
 		r.report.Published++
 	}
 	r.mu.Unlock()
-	if err := r.cfg.Publisher.Submission(ctx, s); err != nil {
-		r.failed(err)
-		return err
-	}
+	err := r.cfg.Publisher.Submission(ctx, s)
 	r.mu.Lock()
-	r.submission = nil
-	r.report.Confirmed++
+	safe := r.count(err)
+	if safe {
+		r.submission = nil
+	}
 	r.mu.Unlock()
-	return nil
+	if safe {
+		return nil
+	}
+	r.failed(err)
+	return err
 }
 
-func (r *Reporter) confirmed() {
+// settled reports whether err, of publishing a status message, means that the
+// message is safe.
+func (r *Reporter) settled(err error) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.report.Confirmed++
+	if !r.count(err) {
+		return false
+	}
 	r.again, r.announced = false, true
+	return true
+}
+
+// count counts a message that is safe, and reports whether it is. The caller
+// holds r.mu.
+func (r *Reporter) count(err error) bool {
+	switch {
+	case err == nil:
+		r.report.Confirmed++
+	case errors.Is(err, ErrSpooled):
+		r.report.Spooled++
+	default:
+		return false
+	}
+	return true
+}
+
+// spools reports whether what the broker does not take is kept on disk.
+func (r *Reporter) spools() bool {
+	s, ok := r.cfg.Publisher.(Spooler)
+	return ok && s.Spools()
 }
 
 // failed remembers err, and logs each kind of it once.
