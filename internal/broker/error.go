@@ -58,6 +58,12 @@ func Explain(err error) error {
 	}
 	if !refusal.Server {
 		e.Problem = "the connection to the broker was lost: " + oneLine(refusal.Reason)
+		if strings.Contains(refusal.Reason, amqp.ErrSyntax.Reason) {
+			// It comes again with each session: that is worth more than the
+			// library's words for it.
+			e.Problem = "the broker sent what cannot be read, such as a message with headers nested more than 32 deep"
+			e.Remedy = "take the message at the head of the queue away (the broker's management page, or rabbitmqctl purge_queue)"
+		}
 		return e
 	}
 	e.Problem = "the broker says " + oneLine(refusal.Reason)
