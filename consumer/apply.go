@@ -53,6 +53,7 @@ func (c *Consumer) process(ctx context.Context, s *session, b *batch) error {
 			return err
 		}
 	}
+	crashpoint.Hit("consumer.after-commit")
 	if err := s.ch.Ack(b.items[len(b.items)-1].tag, true); err != nil {
 		return broker.Explain(err)
 	}
