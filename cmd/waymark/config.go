@@ -53,9 +53,11 @@ type config struct {
 		Remember         time.Duration `mapstructure:"remember"`
 	} `mapstructure:"consumer"`
 	Publisher struct {
-		Encoding string        `mapstructure:"encoding"`
-		Window   int           `mapstructure:"window"`
-		Timeout  time.Duration `mapstructure:"timeout"`
+		Encoding      string        `mapstructure:"encoding"`
+		Window        int           `mapstructure:"window"`
+		SpoolDir      string        `mapstructure:"spool_dir"`
+		SpoolMaxBytes int           `mapstructure:"spool_max_bytes"`
+		Timeout       time.Duration `mapstructure:"timeout"`
 	} `mapstructure:"publisher"`
 	HTTP struct {
 		Listen string `mapstructure:"listen"`

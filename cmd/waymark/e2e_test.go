@@ -217,7 +217,7 @@ func TestEndToEnd(t *testing.T) {
 	wg.Wait()
 	for i, r := range runs {
 		got := outcomes[i].want(t, r.code)
-		if !strings.HasPrefix(got.stderr, "run ") || !strings.Contains(got.stderr, "unsent 0\n") {
+		if !strings.HasPrefix(got.stderr, "run ") || !strings.Contains(got.stderr, ", spooled 0, dropped 0\n") {
 			t.Errorf("%s: standard error does not begin with the id and end with what was published:\n%s", r.name, got.stderr)
 		}
 	}

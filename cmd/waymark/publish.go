@@ -15,15 +15,36 @@ import (
 )
 
 func (a *app) publishCommand() *cobra.Command {
+	var fromSpool spoolFlag
 	cmd := &cobra.Command{
 		Use:   "publish",
-		Short: "Publish messages from a file",
+		Short: "Publish messages from a file, or those that wait on disk",
 		Long: `Publish status messages or submissions from a file or standard input. Each is
-validated before it is sent and confirmed by the broker.`,
+validated before it is sent and confirmed by the broker.
+
+With --spool: deliver what runs kept on disk while the broker was away, from the
+folder DIR (default publisher.spool_dir, else this user's). Each message goes to
+the queue it was meant for, and is removed once it is confirmed. What is left is
+tried again the next time. Ends with 1 if something is left or was damaged.`,
 		Example: `  waymark publish status messages.jsonl
-  waymark publish submission -`,
-		RunE: group,
+  waymark publish submission -
+  waymark publish --spool
+  waymark publish --spool /var/spool/waymark`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case !fromSpool.set:
+				return group(cmd, args)
+			case len(args) == 1 && fromSpool.dir == "":
+				fromSpool.dir = args[0]
+			case len(args) > 0:
+				return usage("unexpected argument %q; see %s --help", args[len(args)-1], cmd.CommandPath())
+			}
+			return a.publishSpool(cmd, fromSpool.dir)
+		},
 	}
+	cmd.Flags().Var(&fromSpool, "spool", "deliver what waits on disk, in the folder `DIR` if one is named")
+	cmd.Flags().Lookup("spool").NoOptDefVal = "true"
+	addConfigFlags(cmd, "broker", "publisher.spool_dir", "publisher.timeout", "log")
 	cmd.AddCommand(
 		a.publishKindCommand("status", "status messages", schemas.StatusKind, `  waymark publish status messages.jsonl
   echo '{"workflow_uuid": "2fb6b2f0-7c94-4ddc-9a5d-5d2b8b6e1f6c", "status": 1, "logs": "", "message": {}}' | waymark publish status`),
@@ -57,7 +78,7 @@ invalid or not confirmed.`,
 }
 
 func withPublishFlags(cmd *cobra.Command) *cobra.Command {
-	addConfigFlags(cmd, "broker", "publisher", "consumer.max_message_bytes", "log")
+	addConfigFlags(cmd, "broker", "publisher.encoding", "publisher.window", "publisher.timeout", "consumer.max_message_bytes", "log")
 	return cmd
 }
 
@@ -155,8 +176,13 @@ func sendError(err error) error {
 	return unreachable(err)
 }
 
-// publisher returns a publisher of the configuration, which logs to log.
+// publisher returns a publisher of the configuration, without a spool, which
+// logs to log.
 func (a *app) publisher(cmd *cobra.Command, c *config, log io.Writer) (*publisher.Publisher, error) {
+	return a.publisherWith(cmd, c, log, publisher.Spool{})
+}
+
+func (a *app) publisherWith(cmd *cobra.Command, c *config, log io.Writer, spool publisher.Spool) (*publisher.Publisher, error) {
 	if err := c.require("broker.url"); err != nil {
 		return nil, err
 	}
@@ -164,7 +190,7 @@ func (a *app) publisher(cmd *cobra.Command, c *config, log io.Writer) (*publishe
 	if err != nil {
 		return nil, err
 	}
-	pc.ConnectionName = cmd.CommandPath()
+	pc.ConnectionName, pc.Spool = cmd.CommandPath(), spool
 	p, err := publisher.New(pc)
 	if err != nil {
 		return nil, &exitError{code: exitUsage, err: err}

@@ -39,6 +39,7 @@ type serialFlags struct {
 	file, workspace, id, name, owner string
 	parameters, options, labels      []string
 	resume, requireBroker, quiet     bool
+	noSpool                          bool
 	finalTimeout, grace              time.Duration
 }
 
@@ -56,9 +57,11 @@ copied there from beside it. Their output goes to files in the workspace and,
 the end of it, to the database; with --quiet it is not shown here.
 
 Reporting never harms the run: while the broker is away the run goes on, and how
-it ended is tried to be delivered for --final-timeout. Without broker.url
-nothing is reported. With --require-broker nothing is run unless the broker can
-be reached.
+it ended is tried to be delivered for --final-timeout. What is not confirmed by
+then is kept on disk (publisher.spool_dir; not with --no-spool), and delivered by
+the next run, by "waymark publish --spool", or by a "waymark serve" that is told
+the folder. Without broker.url nothing is reported. With --require-broker nothing
+is run unless the broker can be reached.
 
 Ends like the workflow: with 0 if it finished, else with the exit code of the
 command that failed, or 128 plus the number of the signal that stopped it. The
@@ -82,6 +85,7 @@ first Ctrl-C stops the command, the second kills it.`,
 	flags.DurationVar(&f.finalTimeout, "final-timeout", 30*time.Second, "how long the end of the run is tried to be delivered")
 	flags.DurationVar(&f.grace, "grace", 10*time.Second, "how long a command may take to end when it is stopped, before it is killed")
 	flags.BoolVar(&f.requireBroker, "require-broker", false, "run nothing unless the broker can be reached")
+	flags.BoolVar(&f.noSpool, "no-spool", false, "keep nothing on disk while the broker is away, and deliver nothing that earlier runs kept")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "do not show the output of the commands")
 	addConfigFlags(cmd, "broker", "publisher", "log")
 	return cmd
@@ -123,11 +127,14 @@ func (a *app) runSerial(cmd *cobra.Command, f *serialFlags) error {
 	ctx, hurry, stop := engines.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	view := a.serialView(f.quiet)
-	to, closePublisher, err := a.reporting(ctx, cmd, c, f, view)
+	to, closePublisher, err := a.reporting(ctx, cmd, c, f, hurry, view)
 	if err != nil {
 		return err
 	}
-	announced := &announcer{next: to, say: func(id uuid.UUID) { view.line("run %s", id) }}
+	announced := &announcer{say: func(id uuid.UUID) { view.line("run %s", id) }}
+	if to != nil {
+		announced.next = to
+	}
 	if id != uuid.Nil {
 		announced.announce(id)
 	}
@@ -150,7 +157,7 @@ func (a *app) runSerial(cmd *cobra.Command, f *serialFlags) error {
 	})
 	view.close()
 	closePublisher()
-	return a.sayResult(c, view, &result, runErr)
+	return a.sayResult(view, to, &result, runErr)
 }
 
 // withoutSettings is an environment without ours. The commands of a workflow
@@ -162,7 +169,7 @@ func withoutSettings(env []string) []string {
 
 // reporting returns where the run is reported to, nil if nowhere, and what
 // closes it.
-func (a *app) reporting(ctx context.Context, cmd *cobra.Command, c *config, f *serialFlags, log io.Writer) (to engines.Publisher, closeIt func(), err error) {
+func (a *app) reporting(ctx context.Context, cmd *cobra.Command, c *config, f *serialFlags, hurry <-chan struct{}, log io.Writer) (to *runPublisher, closeIt func(), err error) {
 	if c.Broker.URL == "" {
 		if f.requireBroker {
 			return nil, nil, c.require("broker.url")
@@ -170,21 +177,23 @@ func (a *app) reporting(ctx context.Context, cmd *cobra.Command, c *config, f *s
 		fmt.Fprintln(a.stderr, "broker.url is not set: the run is not reported")
 		return nil, func() {}, nil
 	}
-	p, err := a.publisher(cmd, c, log)
+	to, err = a.runPublisher(cmd, c, f.noSpool, log)
 	if err != nil {
 		return nil, nil, err
 	}
 	if f.requireBroker {
-		if err := ready(ctx, p, c); err != nil {
-			return nil, nil, errors.Join(err, p.Close(cancelled()))
+		if err := ready(ctx, to.p, c); err != nil {
+			return nil, nil, errors.Join(err, to.p.Close(cancelled()))
 		}
 	}
-	return p, func() {
+	stopDraining := a.drainBeside(ctx, cmd, c, to.spool, hurry, log)
+	return to, func() {
 		// The engine has waited for every confirm that it wanted, and says what
-		// it did not get; this only disconnects.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		// it did not get; this disconnects, and gives the spool back.
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
-		_ = p.Close(ctx)
+		_ = to.p.Close(closing)
+		stopDraining()
 	}, nil
 }
 
@@ -206,6 +215,12 @@ func (p *announcer) publisher() engines.Publisher {
 	return p
 }
 
+// Spools passes on what the next publisher can do.
+func (p *announcer) Spools() bool {
+	s, ok := p.next.(engines.Spooler)
+	return ok && s.Spools()
+}
+
 func (p *announcer) Status(ctx context.Context, m *workflow.StatusMessage) error {
 	p.announce(m.WorkflowID)
 	return p.next.Status(ctx, m)
@@ -217,7 +232,7 @@ func (p *announcer) Submission(ctx context.Context, s *workflow.Submission) erro
 }
 
 // sayResult says how the run ended and what became of its messages.
-func (a *app) sayResult(c *config, view *serialView, result *serial.Result, runErr error) error {
+func (a *app) sayResult(view *serialView, to *runPublisher, result *serial.Result, runErr error) error {
 	if result.WorkflowID != uuid.Nil {
 		switch {
 		case result.Failed != nil:
@@ -235,9 +250,12 @@ func (a *app) sayResult(c *config, view *serialView, result *serial.Result, runE
 		}
 		view.line("run %s %s: %d of %s finished (%d from the cache), workspace %s", result.WorkflowID, view.colour(result.Status.String()),
 			result.Finished, count(result.Total, "command"), result.Cached, harmless(result.Workspace))
-		if c.Broker.URL != "" {
-			r := result.Report
-			view.line("published %d, confirmed %d, unsent %d", r.Published, r.Confirmed, r.Unsent)
+		if to != nil {
+			r, d := result.Report, to.delivery(result.Report)
+			view.line("published %d, confirmed %d, spooled %d, dropped %d", d.published, d.confirmed, d.spooled, d.dropped)
+			if d.spooled > 0 {
+				view.line("%s wait in %s: the next run delivers them, or waymark publish --spool", count(d.spooled, "message"), harmless(to.spool))
+			}
 			if r.Terminal != nil {
 				view.line("nobody was told how the run ended: %s", harmless(errorText(r.Err)))
 			}

@@ -32,6 +32,9 @@ once, and the broker delivers the rest again.
 Servers that cannot be reached are waited for, at the start and at any time.
 Several may run at once on the same queues and database.
 
+If publisher.spool_dir is set, what runs on this machine kept there while the
+broker was away is delivered.
+
 On http.listen: /healthz says that the process lives, /readyz (200 or 503, with
 the reason) that it can work, /metrics speaks to Prometheus.`,
 		Example: `  waymark serve
@@ -46,12 +49,12 @@ the reason) that it can work, /metrics speaks to Prometheus.`,
 			if err != nil {
 				return err
 			}
-			s.migrate = !noMigrate
+			s.migrate, s.drains = !noMigrate, c.Publisher.SpoolDir != ""
 			return s.Run(cmd.Context())
 		},
 	}
 	cmd.Flags().BoolVar(&noMigrate, "no-migrate", false, "do not change the schema: wait until somebody else has brought it up to date")
-	addConfigFlags(cmd, "broker", "database", "consumer", "http", "log")
+	addConfigFlags(cmd, "broker", "database", "consumer", "publisher.spool_dir", "http", "log")
 	return cmd
 }
 
@@ -63,6 +66,7 @@ type server struct {
 	registry *prometheus.Registry
 	listener net.Listener // nil: no endpoints
 	migrate  bool
+	drains   bool // the spool, too
 
 	consumers []*consumer.Consumer
 
@@ -138,6 +142,9 @@ func (s *server) Run(ctx context.Context) error {
 	g, working := errgroup.WithContext(ctx)
 	if s.listener != nil {
 		g.Go(func() error { return serveHTTP(endpoints, s.listener, s.logger, s.registry, s.ready) })
+	}
+	if s.drains {
+		g.Go(func() error { return s.drainSpool(working) })
 	}
 	g.Go(func() error {
 		defer stop()

@@ -74,6 +74,9 @@ var settings = []setting{
 	{key: "publisher.encoding", kind: word, choices: []string{"json", "reana"}, preset: "json",
 		doc: "Form of the bodies. `reana`: JSON within a JSON string, for queues that a REANA consumer reads."},
 	{key: "publisher.window", kind: number, preset: "1000", least: 1, most: 100_000, doc: "Messages sent ahead of their confirmation."},
+	{key: "publisher.spool_dir", doc: "Folder where messages are kept on disk until the broker confirms them. Default for `run`: `waymark/spool` in `$XDG_STATE_HOME`, else in `~/.local/state`. `serve` delivers what is in it, if it is set."},
+	{key: "publisher.spool_max_bytes", kind: number, preset: "67108864", least: 1 << 20, most: 1 << 40,
+		doc: "What the spool may take. Then progress and logs are dropped, oldest first; submissions and ends of runs never are, and may take half as much again."},
 	{key: "publisher.timeout", kind: duration, preset: "30s", doc: "How long `publish` and `dead-letters replay` wait for the broker in all before they give up."},
 
 	{key: "http.listen", preset: "127.0.0.1:9464", check: checkListen,
