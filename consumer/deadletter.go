@@ -116,7 +116,7 @@ var letterSpace = uuid.NewSHA1(uuid.NameSpaceURL, []byte("waymark:dead-letter"))
 // is the greatest size of a frame, in bytes.
 func (l *letter) publishing(from string, frame int) amqp.Publishing {
 	d := &l.raw
-	headers := fitting(d.Headers, frame-ownRoom)
+	headers := fitting(d.Headers, min(frame-ownRoom, headerRoom))
 	problem := short(l.message)
 	if dropped := len(d.Headers) - len(headers); dropped > 0 {
 		problem += fmt.Sprintf(" (too large to keep beside this: %d of its headers)", dropped)
@@ -148,6 +148,10 @@ func (l *letter) publishing(from string, frame int) amqp.Publishing {
 	}
 }
 
+// headerRoom is what a message may have of headers to be published again: the
+// publisher takes 64 KiB with the properties.
+const headerRoom = 60 << 10
+
 // ownRoom is what a frame must hold besides the headers of others: ours, and
 // the properties, each of at most 255 bytes.
 const ownRoom = 8 << 10
@@ -162,7 +166,7 @@ func fitting(headers amqp.Table, room int) amqp.Table {
 	})
 	kept := amqp.Table{}
 	for _, name := range names {
-		if room -= 1 + len(name) + fieldSize(headers[name]); room < 0 {
+		if room -= len(name) + fieldSize(headers[name]); room < 0 {
 			break
 		}
 		kept[name] = headers[name]
@@ -170,9 +174,9 @@ func fitting(headers amqp.Table, room int) amqp.Table {
 	return kept
 }
 
-// fieldSize is the number of bytes of a value on the wire, or a few more.
+// fieldSize is about the number of bytes of a value on the wire, and never less.
 func fieldSize(v any) int {
-	size := 9 // the type, and a number or a length
+	size := 16 // the length of its name, its type, and a number or a length
 	switch v := v.(type) {
 	case string:
 		size += len(v)
@@ -184,7 +188,7 @@ func fieldSize(v any) int {
 		}
 	case amqp.Table:
 		for name, value := range v {
-			size += 1 + len(name) + fieldSize(value)
+			size += len(name) + fieldSize(value)
 		}
 	}
 	return size
