@@ -261,7 +261,7 @@ func (a *app) showLetters(o *output, letters []deadLetter) error {
 	for i := range letters {
 		l := &letters[i]
 		views = append(views, viewLetter(l))
-		rows = append(rows, []string{harmless(l.id), harmless(l.queue), harmless(l.reason), clip(harmless(l.pointer), 40), clock(l.lastSeen),
+		rows = append(rows, []string{clip(harmless(l.id), 64), harmless(l.queue), clip(harmless(l.reason), 20), clip(harmless(l.pointer), 40), clock(l.lastSeen),
 			strconv.FormatInt(l.count, 10), strconv.Itoa(l.size), clip(harmless(l.problem), 80)})
 	}
 	switch o.format {
@@ -342,7 +342,7 @@ func (a *app) showGroups(o *output, groups []letterGroup) error {
 	}
 	var rows [][]string
 	for _, g := range groups {
-		rows = append(rows, []string{harmless(g.Queue), harmless(g.Reason), clip(text(g.Pointer), 40), strconv.Itoa(g.Messages), at(g.FirstSeen), at(g.LastSeen), clip(text(g.Example), 80)})
+		rows = append(rows, []string{harmless(g.Queue), clip(harmless(g.Reason), 20), clip(text(g.Pointer), 40), strconv.Itoa(g.Messages), at(g.FirstSeen), at(g.LastSeen), clip(text(g.Example), 80)})
 	}
 	return o.table(columns("QUEUE", "REASON", "POINTER", ">MESSAGES", "FIRST SEEN", "LAST SEEN", "FOR EXAMPLE"), rows, true)
 }
@@ -376,7 +376,7 @@ With --raw only the bytes of the body are written, as they are, for a file.`,
 				return err
 			}
 			var found []deadLetter
-			_, err = d.each(cmd.Context(), func(l deadLetter) error {
+			more, err := d.each(cmd.Context(), func(l deadLetter) error {
 				if wanted.match(l.id) {
 					found = append(found, l)
 				}
@@ -385,7 +385,7 @@ With --raw only the bytes of the body are written, as they are, for a file.`,
 			if err != nil {
 				return err
 			}
-			if err := wanted.check(); err != nil {
+			if err := wanted.check(d.taken, more); err != nil {
 				return err
 			}
 			// The same message may have died twice; the later death counts.
@@ -469,14 +469,18 @@ func (w *wantedIDs) match(id string) (wanted bool) {
 	return wanted
 }
 
-// check says which ids were not found, or were not told apart.
-func (w *wantedIDs) check() error {
+// check says which ids were not found among so many letters, of which there
+// may be more, or were not told apart.
+func (w *wantedIDs) check(among int, more bool) error {
 	for i, ref := range w.refs {
 		if _, exact := w.hits[i][ref]; exact {
 			continue
 		}
 		switch len(w.hits[i]) {
 		case 0:
+			if more {
+				return fmt.Errorf("dead letter %q: %w among the first %d; raise --limit", ref, workflow.ErrNotFound, among)
+			}
 			return fmt.Errorf("dead letter %q: %w; see waymark dead-letters list --each", ref, workflow.ErrNotFound)
 		case 1:
 		default:
@@ -532,10 +536,13 @@ func (ch *choice) take(ctx context.Context, d *deadLetterQueues) (letters []dead
 		return nil, false, err
 	}
 	if len(ch.ids.refs) > 0 {
-		if err := ch.ids.check(); err != nil {
+		if err := ch.ids.check(d.taken, more); err != nil {
 			return nil, false, err
 		}
 		letters = slices.DeleteFunc(letters, func(l deadLetter) bool { return !ch.ids.resolved(l.id) })
+	}
+	if len(letters) == 0 && ch.reason != "" && more {
+		return nil, false, fmt.Errorf("dead letters with reason %q: %w among the first %d; raise --limit", ch.reason, workflow.ErrNotFound, d.taken)
 	}
 	if len(letters) == 0 && ch.reason != "" {
 		return nil, false, fmt.Errorf("dead letters with reason %q: %w; see waymark dead-letters list", ch.reason, workflow.ErrNotFound)

@@ -606,6 +606,29 @@ func TestDeadLetters(t *testing.T) {
 		t.Errorf("the verdict on a copy: %+v, want duplicate", v)
 	}
 
+	// Nor do a crash's several letters of one id keep a replay waiting.
+	twice, hopeless := uuid.NewString(), uuid.NewString()
+	for range 2 {
+		sendRaw(t, ch, broker.DeadLetter(s.status), twice, []byte(strings.Replace(goodStatus, `"status": 1`, `"status": 2`, 1)))
+		sendRaw(t, ch, broker.DeadLetter(s.status), hopeless, hostile)
+	}
+	s.deadLetters(t, 5)
+	decodeJSON(t, s.run(t, "dead-letters", "replay", twice, hopeless, "--json").want(t, exitFailed).stdout, &replayed)
+	ended := make(map[string]int)
+	for _, v := range replayed.Replayed {
+		ended[v.ID[:8]+" "+v.Outcome]++
+	}
+	if diff := cmp.Diff(map[string]int{twice[:8] + " applied": 1, twice[:8] + " duplicate": 1, hopeless[:8] + " dead": 2}, ended); diff != "" {
+		t.Errorf("the verdicts on two letters of one id (-want, +got):\n%s", diff)
+	}
+
+	// What --limit keeps from being looked at is not said not to be there.
+	if got := without.run(t, "dead-letters", "show", "ffff-no-such", "--limit", "1").want(t, exitNotFound); !strings.Contains(got.stderr, "among the first 1; raise --limit") {
+		t.Errorf("show with a limit says %q, want that there are more", got.stderr)
+	}
+	if got := s.run(t, "dead-letters", "discard", hopeless, "--yes").want(t, exitOK); got.stdout != "discarded 2\n" {
+		t.Errorf("discard of two letters of one id says %q", got.stdout)
+	}
 	if got := s.run(t, "dead-letters", "discard", broken, "--yes").want(t, exitOK); got.stdout != "discarded 1\n" {
 		t.Errorf("discard says %q", got.stdout)
 	}

@@ -216,11 +216,12 @@ const poll = 100 * time.Millisecond
 // await finds out how the letters ended: their ids are known to the database,
 // or they are back in the dead-letter queue.
 func (r *replay) await(ctx context.Context, db *store.DB, d *deadLetterQueues, before map[string]workflow.Outcome, wait time.Duration) error {
-	pending := make(map[string]*verdict)
+	// A crash may have left a message in the queue twice: several letters of one id.
+	pending := make(map[string][]*verdict)
 	for i := range r.verdicts {
 		if v := &r.verdicts[i]; v.Outcome == outcomeUnknown {
 			v.Outcome = outcomeWaiting
-			pending[v.ID] = v
+			pending[v.ID] = append(pending[v.ID], v)
 		}
 	}
 	deadline := time.After(wait)
@@ -237,14 +238,20 @@ func (r *replay) await(ctx context.Context, db *store.DB, d *deadLetterQueues, b
 			if _, twice := before[id]; twice {
 				outcome = workflow.Duplicate
 			}
-			pending[id].Outcome = outcome.String()
+			for _, v := range pending[id] {
+				v.Outcome = outcome.String()
+				outcome = workflow.Duplicate // as are the others of its id
+			}
 			delete(pending, id)
 		}
 		d.limit = d.taken + defaultLetters
 		if _, err := d.each(ctx, func(l deadLetter) error {
-			if v := pending[l.id]; v != nil {
+			if all := pending[l.id]; len(all) > 0 {
+				v := all[0]
 				v.Outcome, v.Reason, v.Pointer, v.Error = workflow.Dead.String(), known(l.reason), known(l.pointer), known(l.problem)
-				delete(pending, l.id)
+				if pending[l.id] = all[1:]; len(all) == 1 {
+					delete(pending, l.id)
+				}
 			}
 			return nil
 		}); err != nil {
@@ -276,7 +283,7 @@ func (a *app) showVerdicts(o *output, r *replay) error {
 				why = append(why, harmless(*s))
 			}
 		}
-		rows = append(rows, []string{harmless(v.ID), harmless(v.Queue), v.Outcome, clip(strings.Join(why, ": "), 120)})
+		rows = append(rows, []string{clip(harmless(v.ID), 64), harmless(v.Queue), v.Outcome, clip(strings.Join(why, ": "), 120)})
 	}
 	switch {
 	case o.format == formatJSON:
