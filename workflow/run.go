@@ -109,11 +109,13 @@ func (r *Run) Status() Status {
 	return StatusCreated
 }
 
-// end is how and whether this attempt ended, deletion aside. Of two ends at
-// one moment failed wins over stopped, and stopped over finished: a doubtful
-// success is none.
+// ends lists the ends of a run, first the one that wins of two at one moment: a
+// doubtful success is none.
+var ends = [...]Status{StatusFailed, StatusStopped, StatusFinished}
+
+// end is how and whether this attempt ended, deletion aside.
 func (r *Run) end() (end Status, ended bool) {
-	for _, s := range [...]Status{StatusFailed, StatusStopped, StatusFinished} {
+	for _, s := range ends {
 		at := r.StatusAt[s]
 		if !at.IsZero() && (!ended || at.Before(r.StatusAt[end])) {
 			end, ended = s, true

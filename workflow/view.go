@@ -1,7 +1,9 @@
 package workflow
 
 import (
+	"cmp"
 	"encoding/json"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -22,7 +24,7 @@ type Summary struct {
 	Attempt   int
 	Status    Status
 	Counts    Counts
-	// CreatedAt is when the run was first heard of, by the database's clock.
+	// CreatedAt is when the run was first heard of, by the consumer's clock.
 	CreatedAt time.Time
 	// SubmittedAt, StartedAt and FinishedAt are event times of this attempt;
 	// zero if there was no such event.
@@ -31,7 +33,7 @@ type Summary struct {
 	DeletedAt time.Time
 	// LastEventAt is the latest event time of any message about the run.
 	LastEventAt time.Time
-	// UpdatedAt is when its row last changed, by the database's clock.
+	// UpdatedAt is when its row last changed, by the consumer's clock.
 	UpdatedAt time.Time
 	// Revision grows by one with every change of the row. A reader that holds
 	// a higher one has the newer picture.
@@ -84,13 +86,17 @@ type Page[T any] struct {
 	Items []T
 	// Next is the cursor of the page that follows, empty on the last.
 	Next string
-	// AsOf is when the database answered: how fresh the page is.
+	// AsOf is when the database was asked, by the reader's clock: the page has
+	// everything that was committed before.
 	AsOf time.Time
 }
 
 // JobFilter chooses jobs of a workflow. Zero fields choose all.
 type JobFilter struct {
 	Statuses []JobStatus
+	// RunAttempt chooses the jobs that the run last spoke of in this attempt.
+	// 0 means all: those of earlier attempts, which it no longer counts, too.
+	RunAttempt int
 	// Limit is the number of rows of a page. 0 means 100; the most is 10000.
 	Limit  int
 	Cursor string
@@ -120,7 +126,7 @@ type LogEntry struct {
 // HistoryEntry is a status change as it is stored.
 type HistoryEntry struct {
 	StatusChange
-	// RecordedAt is when the database learned of it.
+	// RecordedAt is when the database first learned of it, by the consumer's clock.
 	RecordedAt time.Time
 	// Superseded tells that the claim had no effect on the run: a lower status
 	// than one claimed for an earlier time, or a second end.
@@ -134,9 +140,12 @@ type LedgerEntry struct {
 	Received, Applied, Duplicate, Stale, Dead int64
 }
 
-// MarkSuperseded marks the entries of a run's history, ordered by attempt and
-// event time, that had no effect when told in this order.
+// MarkSuperseded sorts a run's history by attempt, event time and rank, and
+// marks the entries that had no effect when told in this order.
 func MarkSuperseded(history []HistoryEntry) {
+	slices.SortFunc(history, func(a, b HistoryEntry) int {
+		return cmp.Or(cmp.Compare(a.Attempt, b.Attempt), a.At.Compare(b.At), cmp.Compare(a.Status.Rank(), b.Status.Rank()), cmp.Compare(endPreference(a.Status), endPreference(b.Status)))
+	})
 	var at, best int
 	deleted := false
 	for i := range history {
@@ -149,3 +158,7 @@ func MarkSuperseded(history []HistoryEntry) {
 		deleted = deleted || h.Status == StatusDeleted
 	}
 }
+
+// endPreference is lower for the end that wins where a run ended twice at one
+// moment; see [Run.Status].
+func endPreference(s Status) int { return slices.Index(ends[:], s) }
