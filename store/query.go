@@ -13,7 +13,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"gorm.io/gorm"
 
 	"waymark/workflow"
 )
@@ -135,7 +134,11 @@ func (db *DB) Workflows(ctx context.Context, f workflow.Filter) (workflow.Page[w
 	if len(f.Statuses) == 0 {
 		q = q.Where("status <> ?", int16(workflow.StatusDeleted))
 	} else {
-		q = q.Where("status IN ?", f.Statuses)
+		words := make([]string, len(f.Statuses))
+		for i, s := range f.Statuses {
+			words[i] = s.String()
+		}
+		q = q.Where("run_status_word(status) IN ?", words) // as the index has it
 	}
 	if f.Owner != "" {
 		q = q.Where("owner = ?", f.Owner)
@@ -170,10 +173,10 @@ func (db *DB) Workflows(ctx context.Context, f workflow.Filter) (workflow.Page[w
 		q = q.Where("(created_at, id) < (?, ?)", after.CreatedAt, after.ID)
 	}
 	var rows []workflowRow
+	page.AsOf = db.now()
 	if err := q.Find(&rows).Error; err != nil {
 		return page, fmt.Errorf("listing workflows: %w", translate(err))
 	}
-	page.AsOf = db.now()
 	if len(rows) > limit {
 		rows = rows[:limit]
 		last := rows[limit-1]
@@ -203,6 +206,9 @@ func (db *DB) Jobs(ctx context.Context, id uuid.UUID, f workflow.JobFilter) (wor
 	if len(f.Statuses) > 0 {
 		q = q.Where("status IN ?", f.Statuses)
 	}
+	if f.RunAttempt != 0 {
+		q = q.Where("run_attempt = ?", f.RunAttempt)
+	}
 	if f.Cursor != "" {
 		var after string
 		if err := parseCursor(f.Cursor, &after); err != nil {
@@ -221,10 +227,10 @@ func (db *DB) Jobs(ctx context.Context, id uuid.UUID, f workflow.JobFilter) (wor
 		Diagnostics                     string
 		Result                          *string
 	}
+	page.AsOf = db.now()
 	if err := q.Find(&rows).Error; err != nil {
 		return page, fmt.Errorf("listing the jobs of %s: %w", id, translate(err))
 	}
-	page.AsOf = db.now()
 	if len(rows) > limit {
 		rows = rows[:limit]
 		page.Next = cursor(rows[limit-1].JobID)
@@ -281,10 +287,10 @@ func (db *DB) Logs(ctx context.Context, id uuid.UUID, f workflow.LogFilter) (wor
 		JobID     string
 		Body      string
 	}
+	page.AsOf = db.now()
 	if err := q.Find(&rows).Error; err != nil {
 		return page, fmt.Errorf("reading the logs of %s: %w", id, translate(err))
 	}
-	page.AsOf = db.now()
 	if len(rows) > limit {
 		rows = rows[:limit]
 		last := rows[limit-1]
@@ -309,7 +315,7 @@ func (db *DB) History(ctx context.Context, id uuid.UUID) ([]workflow.HistoryEntr
 		Status                int16
 		EventTime, RecordedAt time.Time
 	}
-	err := db.gorm.WithContext(ctx).Raw(`SELECT attempt, status, event_time, recorded_at FROM status_changes WHERE workflow_id = $1 ORDER BY attempt, event_time, status`, id).Scan(&rows).Error
+	err := db.gorm.WithContext(ctx).Raw(`SELECT attempt, status, event_time, recorded_at FROM status_changes WHERE workflow_id = $1`, id).Scan(&rows).Error
 	if err != nil {
 		return nil, fmt.Errorf("reading the history of %s: %w", id, translate(err))
 	}
@@ -423,19 +429,24 @@ func (db *DB) exists(ctx context.Context, id uuid.UUID) error {
 	return nil
 }
 
-func (db *DB) find(ctx context.Context, scope func(*gorm.DB) *gorm.DB) (rows []found, err error) {
-	err = scope(db.gorm.WithContext(ctx).Table("workflows").Select("id, name, owner, run_number")).Find(&rows).Error
-	return rows, err
-}
+// sqlOwners is the latest run of each owner's workflow of the name $1. A name
+// such as "workflow" may have a million runs: this goes from owner to owner by
+// the index, and looks at one run of each.
+const sqlOwners = `
+WITH RECURSIVE latest AS (
+    (SELECT id, name, owner, run_number FROM workflows WHERE name = $1 AND run_number > 0 ORDER BY owner, run_number DESC LIMIT 1)
+    UNION ALL
+    SELECT next.* FROM latest CROSS JOIN LATERAL (
+        SELECT w.id, w.name, w.owner, w.run_number FROM workflows AS w
+        WHERE w.name = $1 AND w.run_number > 0 AND w.owner > latest.owner ORDER BY w.owner, w.run_number DESC LIMIT 1) AS next)`
 
 // findName finds the latest run of each owner's workflow of that name.
 func (db *DB) findName(ctx context.Context, name string) (rows []found, err error) {
-	err = db.gorm.WithContext(ctx).Raw(`
-		SELECT DISTINCT ON (owner) id, name, owner, run_number FROM workflows WHERE name = $1 ORDER BY owner, run_number DESC LIMIT 10`, name).Scan(&rows).Error
+	err = db.gorm.WithContext(ctx).Raw(sqlOwners+` SELECT * FROM latest LIMIT 10`, name).Scan(&rows).Error
 	return rows, err
 }
 
-func (db *DB) findNumbered(ctx context.Context, ref string) ([]found, error) {
+func (db *DB) findNumbered(ctx context.Context, ref string) (rows []found, err error) {
 	m := numbered.FindStringSubmatch(ref)
 	if m == nil {
 		return nil, nil
@@ -444,12 +455,13 @@ func (db *DB) findNumbered(ctx context.Context, ref string) ([]found, error) {
 	if err != nil {
 		return nil, nil
 	}
-	return db.find(ctx, func(q *gorm.DB) *gorm.DB {
-		return q.Where("name = ? AND run_number = ?", m[1], number).Order("owner").Limit(10)
-	})
+	err = db.gorm.WithContext(ctx).Raw(sqlOwners+`
+		SELECT w.id, w.name, w.owner, w.run_number FROM latest JOIN workflows AS w ON w.name = $1 AND w.owner = latest.owner AND w.run_number = $2 LIMIT 10`,
+		m[1], number).Scan(&rows).Error
+	return rows, err
 }
 
-func (db *DB) findPrefix(ctx context.Context, ref string) ([]found, error) {
+func (db *DB) findPrefix(ctx context.Context, ref string) (rows []found, err error) {
 	if !hexPrefix.MatchString(ref) {
 		return nil, nil
 	}
@@ -462,9 +474,8 @@ func (db *DB) findPrefix(ctx context.Context, ref string) ([]found, error) {
 		return nil, nil
 	}
 	high := uuid.MustParse(digits + strings.Repeat("f", 32-len(digits)))
-	return db.find(ctx, func(q *gorm.DB) *gorm.DB {
-		return q.Where("id BETWEEN ? AND ?", low, high).Order("id").Limit(10)
-	})
+	err = db.gorm.WithContext(ctx).Raw(`SELECT id, name, owner, run_number FROM workflows WHERE id BETWEEN $1 AND $2 ORDER BY id LIMIT 10`, low, high).Scan(&rows).Error
+	return rows, err
 }
 
 func pageSize(limit, standard, most int) (int, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -104,6 +105,34 @@ func TestWorkflows(t *testing.T) {
 }
 
 // Pages neither skip nor repeat a row while others come and change.
+// A page is at least as fresh as it says: what was committed before is on it.
+func TestPageIsAsFreshAsItSays(t *testing.T) {
+	t.Parallel()
+	d := servicetest.Database(t)
+	writer := newApplier(another(t, d))
+	if _, err := writer.db.Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var atNow func()
+	db, err := store.Open(t.Context(), store.Config{URL: d.URL, Schema: d.Schema, Now: func() time.Time { atNow(); return noon }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	var last uuid.UUID
+	atNow = func() {
+		last = runID()
+		writer.apply(t, status(workflow.StatusMessage{WorkflowID: last, Status: workflow.StatusRunning, EventTime: at(0)}))
+	}
+	page, err := db.Workflows(t.Context(), workflow.Filter{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !page.AsOf.Equal(noon) || len(page.Items) != 1 || page.Items[0].ID != last {
+		t.Errorf("a page as of %v holds %+v; want that of %v, with workflow %v, which was committed just before", page.AsOf, page.Items, noon, last)
+	}
+}
+
 func TestPages(t *testing.T) {
 	t.Parallel()
 	db := open(t, func(c *store.Config) { c.Now = ticking() })
@@ -271,6 +300,29 @@ func TestHistoryMarksWhatHadNoEffect(t *testing.T) {
 	}
 }
 
+// A run that began anew shows the jobs of its attempt, if asked for them.
+func TestJobsOfAnAttempt(t *testing.T) {
+	t.Parallel()
+	db := open(t)
+	a := newApplier(db)
+	id := runID()
+	a.apply(t, status(workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusFailed, EventTime: at(1), Progress: workflow.Progress{Failed: workflow.JobIDs("old", "again")}}),
+		status(workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusRunning, EventTime: at(2), Attempt: 2, Progress: workflow.Progress{Failed: workflow.JobIDs("again", "new")}}))
+	for attempt, want := range [][]string{{"again", "new", "old"}, {"old"}, {"again", "new"}} {
+		page, err := db.Jobs(t.Context(), id, workflow.JobFilter{RunAttempt: attempt, Statuses: []workflow.JobStatus{workflow.JobFailed}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, j := range page.Items {
+			got = append(got, j.ID)
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("failed jobs of attempt %d (-want, +got):\n%s", attempt, d)
+		}
+	}
+}
+
 // The views say what the methods say.
 func TestViews(t *testing.T) {
 	t.Parallel()
@@ -304,6 +356,16 @@ func TestViews(t *testing.T) {
 		if view := fmt.Sprintln(got.Name, got.Owner, got.Engine, word, got.Attempt, got.Counts, started.Unix(), got.Revision); view != want {
 			t.Errorf("view workflow_status says %s, the store %s", view, want)
 		}
+	}
+	// Counts that only a hostile message makes must not break the view for all.
+	a.apply(t, status(workflow.StatusMessage{WorkflowID: runID(), Status: workflow.StatusRunning, EventTime: at(0), Progress: workflow.Progress{
+		Running: workflow.Count(math.MaxInt32), Finished: workflow.Count(math.MaxInt32), Failed: workflow.Count(math.MaxInt32)}}))
+	var most, ran int64
+	if err := plain.QueryRow(`SELECT max(jobs_total), max((job_progress #>> '{running,total}')::bigint) FROM workflow_status JOIN reana_workflow_status ON id_ = workflow_id`).Scan(&most, &ran); err != nil {
+		t.Fatal(err)
+	}
+	if want := int64(3 * math.MaxInt32); most != want || ran != want {
+		t.Errorf("of three claims of %d jobs the views make totals of %d and %d, want %d", math.MaxInt32, most, ran, want)
 	}
 	var progress, finished string
 	if err := plain.QueryRow(`SELECT job_progress::text, run_finished_at::text FROM reana_workflow_status WHERE id_ = $1`, id).Scan(&progress, &finished); err != nil {

@@ -165,8 +165,8 @@ func (db *DB) Close() error {
 func (db *DB) now() time.Time { return db.cfg.Now().UTC().Truncate(time.Microsecond) }
 
 // Ping connects if need be and checks that the schema is there and of this
-// binary's version or a later one it can work with. Errors say in one line
-// what is wrong and what to do.
+// binary's version. Errors wrap [ErrSchemaOlder] or [ErrSchemaNewer], or say in
+// one line what is wrong with the server and what to do.
 func (db *DB) Ping(ctx context.Context) error {
 	current, err := db.schemaVersion(ctx)
 	if err != nil {

@@ -45,7 +45,7 @@ why and their last log lines.
 				if err != nil {
 					return err
 				}
-				failures, asOf, more, err := failures(ctx, db, id)
+				failures, asOf, more, err := failures(ctx, db, id, details.Attempt)
 				if err != nil {
 					return err
 				}
@@ -67,10 +67,10 @@ why and their last log lines.
 	return cmd
 }
 
-// failures reads the jobs that failed, with the end of their logs, and says
-// how fresh that is and whether there are more.
-func failures(ctx context.Context, db *store.DB, id uuid.UUID) (list []failedJobView, asOf time.Time, more bool, err error) {
-	page, err := db.Jobs(ctx, id, workflow.JobFilter{Statuses: []workflow.JobStatus{workflow.JobFailed}, Limit: shownFailures})
+// failures reads the jobs that failed in this attempt of the run, with the end
+// of their logs, and says how fresh that is and whether there are more.
+func failures(ctx context.Context, db *store.DB, id uuid.UUID, attempt int) (list []failedJobView, asOf time.Time, more bool, err error) {
+	page, err := db.Jobs(ctx, id, workflow.JobFilter{Statuses: []workflow.JobStatus{workflow.JobFailed}, RunAttempt: attempt, Limit: shownFailures})
 	if err != nil {
 		return nil, asOf, false, err
 	}

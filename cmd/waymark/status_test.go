@@ -1,0 +1,45 @@
+package main
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"waymark/store"
+	"waymark/workflow"
+)
+
+// A run that began anew and went well does not show the failures of the attempt
+// before.
+func TestStatusShowsTheFailuresOfTheAttempt(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.run(t, "migrate").want(t, exitOK)
+	db, err := store.Open(t.Context(), store.Config{URL: s.database.URL, Schema: s.database.Schema})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	id := uuid.New()
+	say := func(number int64, attempt int, status workflow.Status, progress workflow.Progress) {
+		t.Helper()
+		_, err := db.Apply(t.Context(), &workflow.Batch{Queue: s.status, Consumer: id, Number: number, Session: id, Deliveries: []workflow.Delivery{{
+			Status: &workflow.StatusMessage{WorkflowID: id, Status: status, Attempt: attempt, EventTime: time.Unix(number, 0), Progress: progress}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	say(1, 1, workflow.StatusFailed, workflow.Progress{Failed: workflow.JobIDs("first-try")})
+	var got statusAnswer
+	s.json(t, &got, "status", id.String())
+	if got.Status != "failed" || len(got.Failed) != 1 {
+		t.Errorf("status after the first attempt: %+v, want failed with one failed job", got)
+	}
+	say(2, 2, workflow.StatusFinished, workflow.Progress{Finished: workflow.JobIDs("second-try")})
+	got = statusAnswer{}
+	s.json(t, &got, "status", id.String())
+	if got.Status != "finished" || got.Attempt != 2 || len(got.Failed) != 0 {
+		t.Errorf("status after the second attempt: %+v, want finished without failed jobs", got)
+	}
+}

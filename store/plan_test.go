@@ -1,0 +1,67 @@
+package store
+
+import (
+	"strings"
+	"testing"
+
+	"waymark/internal/servicetest"
+)
+
+// What people ask for most is found by an index, however many runs there are.
+func TestQueriesFindTheirIndex(t *testing.T) {
+	t.Parallel()
+	d := servicetest.Database(t)
+	db, err := Open(t.Context(), Config{URL: d.URL, Schema: d.Schema})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	if _, err := db.Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		query string
+		want  []string
+	}{
+		"latest run by name": {sqlOwners + ` SELECT * FROM latest`, []string{"using workflows_run", "(owner > latest"}},
+		"view by status":     {`SELECT name FROM workflow_status WHERE status = $1 ORDER BY created_at DESC LIMIT 20`, []string{"using workflows_status", "Index Cond"}},
+		"number of a run": {`SELECT max(run_number) FROM workflows WHERE owner = 'ada' AND name = $1 AND run_number > 0`,
+			[]string{"using workflows_run", "(owner = 'ada'::text)"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tx, err := db.reads.BeginTx(t.Context(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tx.Rollback()
+			// Tables this small are read whole, if they may.
+			if _, err := tx.ExecContext(t.Context(), `SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off`); err != nil {
+				t.Fatal(err)
+			}
+			rows, err := tx.QueryContext(t.Context(), `EXPLAIN (COSTS off) `+strings.ReplaceAll(test.query, "$1", "'running'"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer rows.Close()
+			var plan strings.Builder
+			for rows.Next() {
+				var line string
+				if err := rows.Scan(&line); err != nil {
+					t.Fatal(err)
+				}
+				plan.WriteString(line + "\n")
+			}
+			if err := rows.Err(); err != nil {
+				t.Fatal(err)
+			}
+			for _, want := range test.want {
+				if !strings.Contains(plan.String(), want) {
+					t.Errorf("the plan lacks %q:\n%s", want, &plan)
+				}
+			}
+			if strings.Contains(plan.String(), "Seq Scan") {
+				t.Errorf("the plan reads a whole table:\n%s", &plan)
+			}
+		})
+	}
+}
