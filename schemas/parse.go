@@ -38,7 +38,8 @@ type Limits struct {
 	MaxJobs int
 }
 
-func (l Limits) withDefaults() Limits {
+// WithDefaults returns l with the default for each field below 1.
+func (l Limits) WithDefaults() Limits {
 	or := func(n, standard int) int {
 		if n < 1 {
 			return standard
@@ -60,7 +61,7 @@ func (l Limits) withDefaults() Limits {
 // but white space after the object is refused, so that no second message is
 // overlooked. Every error is an *Error.
 func Parse(k Kind, body []byte, lim Limits) (map[string]any, error) {
-	return parse(k, body, lim.withDefaults(), Upcast)
+	return parse(k, body, lim.WithDefaults(), Upcast)
 }
 
 // Check reports whether body is fit to be published as a message of kind k:
@@ -68,7 +69,7 @@ func Parse(k Kind, body []byte, lim Limits) (map[string]any, error) {
 // Layers of strings are taken off first, as the original's encoding has one.
 // Every error is an *Error.
 func Check(k Kind, body []byte, lim Limits) error {
-	_, err := parse(k, body, lim.withDefaults(), func(Kind, map[string]any) {})
+	_, err := parse(k, body, lim.WithDefaults(), func(Kind, map[string]any) {})
 	return err
 }
 
