@@ -16,8 +16,17 @@ import (
 // The error is a *schemas.Error; see Describe.
 //
 // JSON that is kept as it is (EngineSpecific, Result) comes back compact, its
-// keys sorted. Times come back in UTC, to the microsecond.
+// keys sorted. Times come back in UTC, to the microsecond. The strings may share
+// one copy of the body's text: clone what is to outlive the message.
 func DecodeStatus(body []byte, lim schemas.Limits) (*workflow.StatusMessage, error) {
+	if m := readStatus(body, lim); m != nil {
+		return m, nil
+	}
+	return parseStatus(body, lim)
+}
+
+// parseStatus is DecodeStatus by way of the schema, which has the last word.
+func parseStatus(body []byte, lim schemas.Limits) (*workflow.StatusMessage, error) {
 	doc, err := schemas.Parse(schemas.StatusKind, body, lim)
 	if err != nil {
 		return nil, err
@@ -45,7 +54,7 @@ func statusOf(doc map[string]any) *workflow.StatusMessage {
 		WorkflowID: id,
 		Status:     workflow.Status(integer(doc["status"])),
 		Logs:       text(doc["logs"]),
-		EventTime:  moment(doc["event_time"]),
+		EventTime:  moment(text(doc["event_time"])),
 		Attempt:    integer(doc["attempt"]),
 		Engine:     text(doc["engine"]),
 	}
@@ -91,8 +100,8 @@ func report(job map[string]any) workflow.JobReport {
 		Name:        text(job["name"]),
 		Path:        text(job["path"]),
 		Command:     text(job["command"]),
-		StartedAt:   moment(job["started_at"]),
-		FinishedAt:  moment(job["finished_at"]),
+		StartedAt:   moment(text(job["started_at"])),
+		FinishedAt:  moment(text(job["finished_at"])),
 		Logs:        text(job["logs"]),
 		Result:      raw(job["result"]),
 		Diagnostics: text(job["diagnostics"]),
@@ -122,7 +131,7 @@ func submissionOf(doc map[string]any) *workflow.Submission {
 		Engine:        text(doc["engine"]),
 		Specification: raw(doc["specification"]),
 		Attempt:       integer(doc["attempt"]),
-		EventTime:     moment(doc["event_time"]),
+		EventTime:     moment(text(doc["event_time"])),
 	}
 	if s.Parameters == nil {
 		s.Parameters = json.RawMessage("{}")
@@ -151,9 +160,10 @@ func integer(v any) int {
 }
 
 // moment reads a time. Postgres keeps microseconds; what is finer would make a
-// message differ from what was stored of it.
-func moment(v any) time.Time {
-	t, _ := time.Parse(time.RFC3339Nano, text(v))
+// message differ from what was stored of it. Text that is no time gives the
+// zero time.
+func moment(text string) time.Time {
+	t, _ := time.Parse(time.RFC3339Nano, text)
 	return t.UTC().Truncate(time.Microsecond)
 }
 

@@ -88,6 +88,14 @@ type (
 // it, a reader takes it for a snapshot of REANA's Yadage engine and corrects
 // its total.
 func EncodeStatus(m *workflow.StatusMessage) ([]byte, error) {
+	if body := writeStatus(m); body != nil {
+		return body, nil
+	}
+	return composeStatus(m)
+}
+
+// composeStatus is EncodeStatus by way of the schema, which has the last word.
+func composeStatus(m *workflow.StatusMessage) ([]byte, error) {
 	for id := range m.MentionedJobs() {
 		if !utf8.ValidString(id) {
 			// As U+FFFD it could be mistaken for another job.

@@ -4,6 +4,10 @@
 // that REANA's engines send. Encoding is strict: what it returns conforms to the
 // schemas, and decodes to the message it was made from.
 //
+// Status messages of the common forms are read and written without the
+// validator, which would cost more than all else that is done with them.
+// Whatever is not surely valid goes by way of it; the result is the same.
+//
 // The package knows no broker. What a message carries beside its body, such as
 // its id, is the business of those who publish and consume.
 package wire

@@ -667,7 +667,7 @@ func benchmarkMessage(jobs int, logs string) *workflow.StatusMessage {
 		Progress:   workflow.Progress{Total: workflow.Count(jobs), Running: &workflow.Section{Total: jobs}},
 	}
 	for i := range jobs {
-		m.Progress.Running.JobIDs = append(m.Progress.Running.JobIDs, uuid.NewSHA1(m.WorkflowID, []byte{byte(i)}).String())
+		m.Progress.Running.JobIDs = append(m.Progress.Running.JobIDs, uuid.NewSHA1(m.WorkflowID, fmt.Append(nil, i)).String())
 	}
 	return m
 }
