@@ -20,6 +20,12 @@ import (
 // Upcast, the schema surely accepts, as the same message. It says nothing of
 // any other, and never refuses.
 //
+// It covers what REANA's serial, CWL and Snakemake engines, its wrapper and its
+// scheduler send, and most of what EncodeStatus writes. It does not cover
+// Yadage's snapshots, whose graph Upcast reads; job ids and kept JSON with
+// escapes; kept JSON that is not canonical, or without an engine's name; more
+// than one layer of string; and forms that only experiments have sent.
+//
 // So a change that makes the schema or Upcast stricter needs one here; the
 // differential tests find it. One that makes them more tolerant does not.
 

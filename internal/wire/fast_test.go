@@ -198,7 +198,8 @@ func TestFastPathOnTheRecordings(t *testing.T) {
 	t.Logf("the fast path accepts %d of %d recorded bodies", accepted, all)
 }
 
-// TestFastPathTakesOurOwn: what EncodeStatus writes takes the fast path.
+// TestFastPathTakesOurOwn: what EncodeStatus writes takes the fast path, in all
+// its properties.
 func TestFastPathTakesOurOwn(t *testing.T) {
 	for name, m := range map[string]*workflow.StatusMessage{
 		"all fields": full(), "one job": benchmarkMessage(1, "a\nb\n"), "10 000 jobs": benchmarkMessage(10_000, ""),
