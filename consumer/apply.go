@@ -159,8 +159,8 @@ func (c *Consumer) applyUntilAnswered(ctx context.Context, s *session, items []*
 		crashpoint.Hit("consumer.before-apply")
 		began := time.Now()
 		outcomes, err := c.cfg.Store.Apply(ctx, b)
-		c.metrics.tried(len(items), time.Since(began), err)
 		if err == nil || errors.Is(err, workflow.ErrRejected) || errors.Is(err, workflow.ErrUnknownWorkflow) {
+			c.metrics.answered(len(items), time.Since(began), err)
 			if c.storeIs(nil) {
 				c.cfg.Logger.Info("the database answers again", "queue", c.cfg.Queue)
 			}
@@ -169,6 +169,7 @@ func (c *Consumer) applyUntilAnswered(ctx context.Context, s *session, items []*
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
+		c.metrics.failed()
 		wait := pause.NextBackOff()
 		if c.storeIs(err) {
 			c.cfg.Logger.Warn("consumption is paused: the database does not take messages", "queue", c.cfg.Queue, "err", err, "retry_in", wait)

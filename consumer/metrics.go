@@ -34,7 +34,7 @@ func newMetrics(r prometheus.Registerer, queue string) *metrics {
 		failures:   f.NewCounter(prometheus.CounterOpts{Name: "waymark_apply_failures_total", Help: "Transactions that failed and are tried again."}),
 		up:         f.NewGauge(prometheus.GaugeOpts{Name: "waymark_broker_connected", Help: "1 while a session with the broker is open."}),
 		sessions:   f.NewCounter(prometheus.CounterOpts{Name: "waymark_broker_sessions_total", Help: "Sessions opened with the broker."}),
-		answers:    f.NewGauge(prometheus.GaugeOpts{Name: "waymark_database_answers", Help: "1 unless the last transaction failed."}),
+		answers:    f.NewGauge(prometheus.GaugeOpts{Name: "waymark_database_answers", Help: "0 while the database does not take messages."}),
 	}
 	m.answers.Set(1)
 	// Outcomes that have not happened yet are 0, not absent: rates need a start.
@@ -53,15 +53,20 @@ func (m *metrics) connected(yes bool) {
 	}
 }
 
-func (m *metrics) tried(size int, took time.Duration, err error) {
-	if err != nil {
-		m.failures.Inc()
-		m.answers.Set(0)
-		return
-	}
+// answered notes a transaction that the database took or, with an error,
+// refused for what it holds.
+func (m *metrics) answered(size int, took time.Duration, refusal error) {
 	m.answers.Set(1)
-	m.batch.Observe(float64(size))
-	m.seconds.Observe(took.Seconds())
+	if refusal == nil {
+		m.batch.Observe(float64(size))
+		m.seconds.Observe(took.Seconds())
+	}
+}
+
+// failed notes a transaction that is to be tried again.
+func (m *metrics) failed() {
+	m.failures.Inc()
+	m.answers.Set(0)
 }
 
 func (m *metrics) applied(outcomes []workflow.Outcome, dead int) {

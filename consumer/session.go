@@ -36,7 +36,7 @@ func (c *Consumer) session(ctx context.Context) (err error) {
 	}
 	c.brokerIs(nil)
 	c.cfg.Logger.Info("consuming", "queue", c.cfg.Queue, "topology", c.cfg.Topology, "prefetch", c.cfg.Prefetch)
-	defer s.conn.Close() // gives unacknowledged deliveries back to the broker
+	defer s.farewell()
 
 	ready := make(chan *batch)
 	gathered := make(chan struct{})
@@ -48,6 +48,7 @@ func (c *Consumer) session(ctx context.Context) (err error) {
 	// Draining may outlive ctx, but not for ever.
 	applying, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
+	defer context.AfterFunc(applying, s.farewell)() // the library's calls have no context
 	unwatch := context.AfterFunc(ctx, func() {
 		timer := time.AfterFunc(c.cfg.DrainTimeout, func() { cancel(errors.New("the drain timeout has passed")) })
 		context.AfterFunc(applying, func() { timer.Stop() })
@@ -70,12 +71,23 @@ func (c *Consumer) session(ctx context.Context) (err error) {
 	for range ready { // the gatherer may be about to hand over a last batch
 	}
 	<-gathered
-	if err == nil && ctx.Err() == nil {
+	switch {
+	case ctx.Err() == nil && err == nil:
 		<-s.gone
 		err = s.err
+	case ctx.Err() != nil && err != nil:
+		c.cfg.Logger.Warn("draining was cut short; what is not acknowledged will be delivered again", "queue", c.cfg.Queue, "err", err)
 	}
 	return err
 }
+
+// farewellTimeout is how long a broker that has gone silent may keep a session
+// from ending.
+const farewellTimeout = 2 * time.Second
+
+// farewell closes the connection, which gives unacknowledged deliveries back to
+// the broker.
+func (s *session) farewell() { _ = s.conn.CloseDeadline(time.Now().Add(farewellTimeout)) }
 
 func (c *Consumer) open(ctx context.Context) (_ *session, _ <-chan amqp.Delivery, err error) {
 	conn, err := broker.Dial(ctx, broker.Config{URL: c.cfg.URL, TLS: c.cfg.TLS, ConnectionName: c.cfg.ConnectionName})
