@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -379,6 +380,9 @@ var (
 func (db *DB) Find(ctx context.Context, ref string) (uuid.UUID, error) {
 	if id, err := uuid.Parse(ref); err == nil {
 		return id, db.exists(ctx, id)
+	}
+	if ref == "" || !utf8.ValidString(ref) { // no name of anything, but that of all who have none
+		return uuid.Nil, fmt.Errorf("workflow %q: %w", ref, workflow.ErrNotFound)
 	}
 	for _, search := range []func(context.Context, string) ([]found, error){db.findName, db.findNumbered, db.findPrefix} {
 		rows, err := search(ctx, ref)

@@ -259,8 +259,11 @@ func TestFind(t *testing.T) {
 			t.Errorf("Find(%q) = %v, %v; want %v", ref, got, err, want)
 		}
 	}
+	for _, id := range []string{"eeeeeeee-0000-4000-8000-000000000001", "eeeeeeee-0000-4000-8000-000000000002"} { // without names: an empty one means neither
+		a.apply(t, status(workflow.StatusMessage{WorkflowID: uuid.MustParse(id), Status: workflow.StatusRunning, EventTime: at(1)}))
+	}
 	for ref, want := range map[string]error{
-		"aaaa": workflow.ErrAmbiguous, "beef": workflow.ErrAmbiguous, "beef#1": workflow.ErrAmbiguous,
+		"\xff": workflow.ErrNotFound, "aaaa": workflow.ErrAmbiguous, "beef": workflow.ErrAmbiguous, "beef#1": workflow.ErrAmbiguous,
 		"nobody": workflow.ErrNotFound, "fit#3": workflow.ErrNotFound, "dddd": workflow.ErrNotFound, "": workflow.ErrNotFound,
 		"dddddddd-0000-4000-8000-000000000001": workflow.ErrNotFound, "aaa": workflow.ErrNotFound, "fit#99999999999": workflow.ErrNotFound,
 	} {

@@ -296,6 +296,8 @@ func TestEndToEnd(t *testing.T) {
 			t.Errorf("following the pages (-want, +got):\n%s", diff)
 		}
 		s.run(t, "list", "--cursor", "nonsense").want(t, exitUsage)
+		s.run(t, "list", "--name", "\xff").want(t, exitUsage)
+		s.run(t, "status", "\xff").want(t, exitNotFound)
 	})
 
 	t.Run("jobs", func(t *testing.T) {

@@ -63,13 +63,22 @@ func usage(format string, args ...any) error {
 }
 
 // unreachable marks err as a server's: out of reach, or refusing us. What the
-// server does not know is another matter and stays as it is.
+// server does not know is another matter and stays as it is, as does a full
+// disk under our own output.
 func unreachable(err error) error {
 	if err == nil || errors.Is(err, workflow.ErrNotFound) || errors.Is(err, workflow.ErrAmbiguous) {
 		return err
 	}
 	if _, coded := errors.AsType[*exitError](err); coded {
 		return err
+	}
+	if path, ok := errors.AsType[*os.PathError](err); ok && path.Path == os.Stdout.Name() {
+		return err
+	}
+	if errors.Is(err, workflow.ErrRejected) {
+		// A reader that is told so has asked for what no database can hold, such
+		// as a name that is not UTF-8.
+		return &exitError{code: exitUsage, err: err}
 	}
 	return &exitError{code: exitUnreachable, err: err}
 }

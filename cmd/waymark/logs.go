@@ -36,6 +36,9 @@ terminal are shown as escapes, unless --raw is given.
 			if tail < 0 || tail > maxTail {
 				return usage("--tail: expected 1 to %d lines, found %d", maxTail, tail)
 			}
+			if job != "" && filter.AllJobs {
+				return usage("--job and --all-jobs: give one of them")
+			}
 			o := a.output(cmd)
 			p := &logPrinter{o: o, raw: raw, heads: filter.AllJobs}
 			return a.withStore(cmd, func(ctx context.Context, c *config, db *store.DB) error {
@@ -64,7 +67,6 @@ terminal are shown as escapes, unless --raw is given.
 	f.IntVar(&tail, "tail", 0, "only the last so many `lines`")
 	f.BoolVar(&follow, "follow", false, "go on with what comes, until the run ends")
 	f.BoolVar(&raw, "raw", false, "show the bytes as they are")
-	cmd.MarkFlagsMutuallyExclusive("job", "all-jobs")
 	addOutputFlags(cmd, formatTable, formatJSON, formatJSONL)
 	addConfigFlags(cmd, "database", "log")
 	return cmd

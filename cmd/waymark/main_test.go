@@ -3,7 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
-
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -175,6 +175,8 @@ func TestUsageErrors(t *testing.T) {
 		{"replay of nothing", []string{"dead-letters", "replay"}, `waymark: say which dead letters: by ID, with --reason, or with --all`},
 		{"discard without a terminal", []string{"dead-letters", "discard", "--all"}, `waymark: discarding is for good: say --yes, as there is no terminal to ask on`},
 		{"dev with a forgotten --", []string{"dev", "psql"}, `waymark: unexpected argument "psql": put -- before a command to run`},
+		{"two formats", []string{"list", "--json", "--output", "table"}, `waymark: --json and --output table: give one of them`},
+		{"logs of one job and of all", []string{"logs", "fit", "--job", "a", "--all-jobs"}, `waymark: --job and --all-jobs: give one of them`},
 		{"wait for nothing", []string{"watch", "--wait"}, `waymark: --wait: name the workflows to wait for`},
 	}
 	for _, test := range tests {
@@ -187,6 +189,16 @@ func TestUsageErrors(t *testing.T) {
 				t.Errorf("waymark %q writes to standard output: %q", test.args, got.stdout)
 			}
 		})
+	}
+}
+
+// A full disk under our output is not the database's fault.
+func TestFullDisk(t *testing.T) {
+	var stderr bytes.Buffer
+	a := &app{stderr: &stderr}
+	err := unreachable(fmt.Errorf("listing: %w", &fs.PathError{Op: "write", Path: os.Stdout.Name(), Err: syscall.ENOSPC}))
+	if code := a.exitCode(t.Context(), err); code != exitFailed || !strings.Contains(stderr.String(), "no space left on device") {
+		t.Errorf("a write to a full disk ends with %d and %q, want %d and the reason", code, stderr.String(), exitFailed)
 	}
 }
 

@@ -33,12 +33,14 @@ func addOutputFlags(cmd *cobra.Command, formats ...format) {
 	cmd.Flags().String("output", words[0], "form of the answer: "+strings.Join(words, ", "))
 	if slices.Contains(formats, formatJSON) {
 		cmd.Flags().Bool("json", false, "short for --output json")
-		cmd.MarkFlagsMutuallyExclusive("json", "output")
 	}
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
 		chosen, _ := cmd.Flags().GetString("output")
 		if !slices.Contains(words, chosen) {
 			return usage("--output: unknown format %q: expected %s", chosen, alternatives(words))
+		}
+		if short, err := cmd.Flags().GetBool("json"); err == nil && short && cmd.Flags().Changed("output") && chosen != string(formatJSON) {
+			return usage("--json and --output %s: give one of them", chosen)
 		}
 		return nil
 	}
