@@ -24,6 +24,7 @@ var may = map[string][]string{
 	"schemas":                           {},
 	"internal/wire":                     {"workflow", "schemas"},
 	"internal/broker":                   {},
+	"internal/bench":                    {"workflow", "schemas", "internal/wire", "internal/broker", "publisher", "consumer", "store"},
 	"publisher":                         {"workflow", "schemas", "internal/broker", "internal/wire", "publisher/spool"},
 	"publisher/spool":                   {},
 	"engines":                           {"workflow"},
@@ -53,7 +54,7 @@ var testsOf = map[string][]string{
 // included. What is fenced in can be replaced.
 var only = map[string][]string{
 	"gorm.io":                        {"store"},
-	"github.com/rabbitmq/amqp091-go": {"internal/broker", "publisher", "consumer", "internal/devstack", "internal/servicetest", "cmd/waymark"},
+	"github.com/rabbitmq/amqp091-go": {"internal/broker", "publisher", "consumer", "internal/devstack", "internal/servicetest", "internal/bench", "cmd/waymark"},
 	"github.com/santhosh-tekuri":     {"schemas"},
 	"github.com/spf13":               {"cmd/waymark"},
 }
