@@ -58,7 +58,7 @@ var settings = []setting{
 	{key: "database.url", check: checkDatabaseURL, redact: redactDatabase,
 		doc: "PostgreSQL: `postgres://user:password@host:5432/database`, or `host=… user=… dbname=…`."},
 	{key: "database.schema", preset: "waymark", doc: "Schema that holds Waymark's tables and views. Created by `waymark migrate`."},
-	{key: "database.max_connections", kind: number, preset: "8", least: 2, most: 1000, doc: "Most connections that one process opens."},
+	{key: "database.max_connections", kind: number, preset: "8", least: 2, most: 1000, doc: "Most connections for reading. `serve` opens one more for each queue it consumes, `watch` and `logs --follow` one more to listen."},
 
 	{key: "consumer.batch_size", kind: number, preset: "500", least: 1, most: 10_000, doc: "Most messages applied in one transaction."},
 	{key: "consumer.prefetch", kind: number, preset: "2000", least: 1, most: 65_535, doc: "Messages the broker sends ahead of their acknowledgement."},
