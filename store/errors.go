@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"regexp"
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -117,5 +118,10 @@ func lastLine(err error) string {
 		return translatePg(pg).Error()
 	}
 	lines := strings.Split(strings.TrimSpace(err.Error()), "\n")
-	return strings.TrimSpace(lines[len(lines)-1])
+	// Our own port is another with each try, and a reason is logged only once.
+	return ownAddress.ReplaceAllString(strings.TrimSpace(lines[len(lines)-1]), "")
 }
+
+// ownAddress is our end of a connection in the errors of package net, which
+// name both: "read tcp 127.0.0.1:50316->127.0.0.1:5432: connection reset".
+var ownAddress = regexp.MustCompile(`[^ ]+->`)

@@ -22,11 +22,11 @@ import (
 func (db *DB) Listen(ctx context.Context, changed func(ctx context.Context, ids []uuid.UUID) error) error {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = 100*time.Millisecond, 10*time.Second
-	connected := false
+	connected, told := false, false
 	for {
 		conn, err := pgx.ConnectConfig(ctx, db.connect.Copy())
 		if err == nil {
-			connected = true
+			connected, told = true, false
 			wait.Reset()
 			err = db.listen(ctx, conn, changed)
 			closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second) // the server is told good-bye though ctx has ended
@@ -44,7 +44,10 @@ func (db *DB) Listen(ctx context.Context, changed func(ctx context.Context, ids 
 			return translate(err)
 		}
 		pause := wait.NextBackOff()
-		db.cfg.Logger.Warn("listening for changes was interrupted", "err", translate(err), "retry_in", pause)
+		if !told {
+			db.cfg.Logger.Warn("listening for changes was interrupted", "err", translate(err), "retry_in", pause)
+			told = true
+		}
 		select {
 		case <-ctx.Done():
 			return nil
