@@ -115,6 +115,13 @@ func lock(f *os.File) error {
 	return nil
 }
 
+// release gives a segment back and closes it. Closing alone would do so later if
+// this process is just starting another one, which then still has the file.
+func release(f *os.File) error {
+	_ = syscall.Flock(int(f.Fd()), syscall.LOCK_UN)
+	return f.Close()
+}
+
 // syncDir makes the names in a folder durable.
 func syncDir(dir string) error {
 	d, err := os.Open(dir)

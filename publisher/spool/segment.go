@@ -41,7 +41,7 @@ func Open(path string) (*Segment, error) {
 	}
 	s, err := open(f)
 	if err != nil {
-		_ = f.Close()
+		_ = release(f)
 		return nil, err
 	}
 	return s, nil
@@ -222,7 +222,7 @@ func (s *Segment) Close() error {
 			err = fmt.Errorf("removing a drained segment of the spool: %w", err)
 		}
 	}
-	return errors.Join(err, s.f.Close())
+	return errors.Join(err, release(s.f))
 }
 
 // Sweep removes what processes that died left unfinished in a folder. It is
@@ -248,6 +248,6 @@ func Sweep(dir string) {
 		if lock(f) == nil {
 			_ = os.Remove(path)
 		}
-		_ = f.Close()
+		_ = release(f)
 	}
 }

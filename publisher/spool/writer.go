@@ -201,7 +201,7 @@ func (w *Writer) Close() error {
 // abandon lets go of the segment as it is.
 func (w *Writer) abandon() {
 	if w.f != nil {
-		_ = w.f.Close() // nothing is buffered
+		_ = release(w.f) // nothing is buffered
 	}
 	w.f, w.end = nil, 0
 	clear(w.live)
@@ -337,7 +337,7 @@ func (w *Writer) compact(dropped []Ref) (err error) {
 	defer func() {
 		if err != nil {
 			_ = os.Remove(f.Name())
-			_ = f.Close()
+			_ = release(f)
 			err = fmt.Errorf("making room in the spool: %w", err)
 		}
 	}()
@@ -364,7 +364,7 @@ func (w *Writer) compact(dropped []Ref) (err error) {
 	if err := os.Rename(f.Name(), w.path); err != nil {
 		return err
 	}
-	_ = w.f.Close()
+	_ = release(w.f)
 	w.f, w.end, w.live = f, end, moved
 	w.fresh = true // either file may be under the name until the folder is synced; both hold what is kept
 	return nil
