@@ -386,6 +386,9 @@ func TestOneLine(t *testing.T) {
 	if got, want := oneLine(" a\r\nb\x00c\xff "), "a  b c\uFFFD"; got != want {
 		t.Errorf("oneLine = %q, want %q", got, want)
 	}
+	if got, want := oneLine("read tcp [::1]:50316->[::1]:5672: reset"), "read tcp [::1]:5672: reset"; got != want {
+		t.Errorf("oneLine = %q, want %q, which is the same with each try", got, want)
+	}
 	if got := oneLine(strings.Repeat("é", 5000)); len([]rune(got)) != 301 {
 		t.Errorf("oneLine of a long text has %d characters, want 301", len([]rune(got)))
 	}

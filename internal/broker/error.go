@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"regexp"
 	"strings"
 	"syscall"
 	"unicode"
@@ -158,10 +159,16 @@ func explainDial(err error, uri amqp.URI, address string) *Error {
 	return e
 }
 
+// ownAddress is our end of a connection in the errors of package net, which
+// name both: "read tcp 127.0.0.1:50316->127.0.0.1:5672: connection reset". It
+// is another with each try, and a reason that stays is logged only once.
+var ownAddress = regexp.MustCompile(`[^ ]+->`)
+
 // oneLine makes foreign text fit for a line of output: control characters
-// become spaces, and what is too long is cut.
+// become spaces, our own address goes, and what is too long is cut.
 func oneLine(s string) string {
 	const limit = 300
+	s = ownAddress.ReplaceAllString(s, "")
 	s = strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) {
 			return ' '
