@@ -33,8 +33,9 @@ const applyTries = 5
 // Errors: workflow.ErrRejected if the data of some message cannot be stored;
 // workflow.ErrUnknownWorkflow, with outcomes that name the messages, if unknown
 // workflows are to be dead-lettered and the batch holds some. In both cases
-// nothing was written and a smaller batch may succeed. Any other error is the
-// database's trouble, and the batch may be tried again as it is.
+// nothing was written and a smaller batch may succeed. If b.Held returns an
+// error, nothing was written either, and that error is wrapped. Any other error
+// is the database's trouble, and the batch may be tried again as it is.
 func (db *DB) Apply(ctx context.Context, b *workflow.Batch) ([]workflow.Outcome, error) {
 	for try := 1; ; try++ {
 		outcomes, err := db.applyOnce(ctx, b)
@@ -62,7 +63,9 @@ func (db *DB) applyOnce(ctx context.Context, b *workflow.Batch) (outcomes []work
 	ctx, cancel := context.WithTimeout(ctx, db.cfg.ApplyTimeout)
 	defer cancel()
 	err = withPgx(ctx, db.applies, func(conn *pgx.Conn) error {
-		tx, err := conn.Begin(ctx)
+		// Each statement must see what the locks before it have waited for,
+		// whatever the role's default is.
+		tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
 		if err != nil {
 			return err
 		}
@@ -78,6 +81,11 @@ func (db *DB) applyOnce(ctx context.Context, b *workflow.Batch) (outcomes []work
 			return err
 		}
 		crashpoint.Hit("store.locked")
+		if b.Held != nil && slices.ContainsFunc(b.Deliveries, onlyDigest) {
+			if err := b.Held(ctx); err != nil {
+				return err
+			}
+		}
 		if err := a.fold(); err != nil {
 			outcomes = a.outcomes
 			return err
@@ -96,6 +104,10 @@ func (db *DB) applyOnce(ctx context.Context, b *workflow.Batch) (outcomes []work
 	}
 	return outcomes, err
 }
+
+// onlyDigest reports whether a repetition of d is recognised by nothing but its
+// digest.
+func onlyDigest(d workflow.Delivery) bool { return d.MessageID == "" && d.Digest != uuid.Nil }
 
 // application is one try to apply a batch.
 type application struct {

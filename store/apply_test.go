@@ -392,6 +392,65 @@ func TestBatchIsAppliedOnce(t *testing.T) {
 	}
 }
 
+// A consumer whose session has ended, and which does not know yet, must not give
+// messages without an id their effect: another has them.
+func TestHeld(t *testing.T) {
+	t.Parallel()
+	db := open(t)
+	id := uuid.New()
+	m := &workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusRunning, Logs: "once", EventTime: at(1)}
+	digest := uuid.New()
+	old, other := newApplier(db), newApplier(db)
+
+	lost := errors.New("the session is over")
+	b := old.batch(workflow.Delivery{Digest: digest, Status: m})
+	b.Held = func(context.Context) error { return lost }
+	if _, err := db.Apply(t.Context(), b); !errors.Is(err, lost) {
+		t.Errorf("applying what is not held: %v, want %v", err, lost)
+	}
+	if _, err := db.Workflow(t.Context(), id); !errors.Is(err, workflow.ErrNotFound) {
+		t.Errorf("the run that is not held: %v, want %v", err, workflow.ErrNotFound)
+	}
+
+	// Ids are recognised without that, and the broker is not asked.
+	b = old.batch(workflow.Delivery{MessageID: "with id", Status: &workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusRunning, EventTime: at(1)}})
+	b.Held = func(context.Context) error { t.Error("asked about a message with an id"); return nil }
+	if _, err := db.Apply(t.Context(), b); err != nil {
+		t.Fatal(err)
+	}
+
+	// While it is asked, whoever gets the message next has to wait for the commit.
+	next := other.batch(workflow.Delivery{Digest: digest, Redelivered: true, Status: m})
+	reached := make(chan struct{})
+	next.Held = func(context.Context) error { close(reached); return nil }
+	answered := make(chan []workflow.Outcome, 1)
+	b = old.batch(workflow.Delivery{Digest: digest, Status: m})
+	b.Held = func(context.Context) error {
+		go func() {
+			outcomes, err := db.Apply(t.Context(), next)
+			if err != nil {
+				t.Error(err)
+			}
+			answered <- outcomes
+		}()
+		select {
+		case <-reached:
+			t.Error("the run was not locked when its consumer was asked")
+		case <-time.After(100 * time.Millisecond): // nothing is to happen
+		}
+		return nil
+	}
+	outcomes, err := db.Apply(t.Context(), b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantOutcomes(t, outcomes, workflow.Applied)
+	wantOutcomes(t, <-answered, workflow.Duplicate)
+	if got := read(t, db, id).Logs; len(got) != 1 {
+		t.Errorf("stored %q, want the line once", got)
+	}
+}
+
 func TestUnknownWorkflows(t *testing.T) {
 	t.Parallel()
 	db := open(t, func(c *store.Config) { c.UnknownWorkflows = store.DeadLetterUnknown })

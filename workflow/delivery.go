@@ -1,6 +1,7 @@
 package workflow
 
 import (
+	"context"
 	"errors"
 
 	"github.com/google/uuid"
@@ -96,6 +97,14 @@ type Batch struct {
 	Session uuid.UUID
 	// Deliveries in the order in which they arrived.
 	Deliveries []Delivery
+	// Held reports, as an error, that the deliveries are the consumer's no
+	// longer, because the session is over. The store asks once it has locked the
+	// runs and before it writes, if the batch holds messages that only a digest
+	// recognises: another consumer that gets them then waits for the lock, and
+	// sees what was written. Else a consumer that has lost its session, and
+	// does not know yet, would give them their effect after the other had.
+	// Nil means that they are held.
+	Held func(context.Context) error
 	// Dead counts deliveries that were put into the dead-letter queue and are
 	// to be entered in the ledger.
 	Dead int
