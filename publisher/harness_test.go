@@ -116,7 +116,7 @@ func depth(t testing.TB, ch *amqp.Channel, queue string) int {
 // balanced fails the test if the report does not add up.
 func balanced(t testing.TB, r publisher.Report) {
 	t.Helper()
-	if r.Accepted != r.Confirmed+r.Unroutable+r.NotConfirmed+r.InFlight {
+	if r.Accepted != r.Confirmed+r.Spooled+r.DroppedProgress+r.DroppedLogs+r.Unroutable+r.NotConfirmed+r.InFlight {
 		t.Errorf("the report does not add up: %+v", r)
 	}
 }
