@@ -150,7 +150,7 @@ func (c *Consumer) withoutUnknown(ctx context.Context, s *session, items []*item
 // a commit, the store recognises the batch.
 func (c *Consumer) applyUntilAnswered(ctx context.Context, s *session, items []*item, dead int) ([]workflow.Outcome, error) {
 	c.number++
-	b := &workflow.Batch{Queue: c.cfg.Queue, Consumer: c.id, Number: c.number, Session: s.id, Dead: dead, Deliveries: make([]workflow.Delivery, len(items))}
+	b := &workflow.Batch{Queue: c.cfg.Queue, Consumer: c.id, Number: c.number, Session: s.id, Dead: dead, Deliveries: make([]workflow.Delivery, len(items)), Held: c.held(s)}
 	for i, it := range items {
 		b.Deliveries[i] = it.Delivery
 	}
@@ -169,6 +169,9 @@ func (c *Consumer) applyUntilAnswered(ctx context.Context, s *session, items []*
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
+		if errors.Is(err, errNotHeld) {
+			return nil, err
+		}
 		c.metrics.failed()
 		wait := pause.NextBackOff()
 		if c.storeIs(err) {
@@ -179,5 +182,28 @@ func (c *Consumer) applyUntilAnswered(ctx context.Context, s *session, items []*
 			return nil, context.Cause(ctx)
 		case <-time.After(wait):
 		}
+	}
+}
+
+// errNotHeld says that the broker no longer answers in the session, and may
+// have given its deliveries to others.
+var errNotHeld = errors.New("the session with the broker does not answer")
+
+// heldTimeout is how long the broker may take to answer while a transaction
+// holds its locks.
+const heldTimeout = 5 * time.Second
+
+// held asks the broker whether the session is alive, by a request that changes
+// nothing: deliveries go to others only after its channel has ended, and then
+// it does not answer.
+func (c *Consumer) held(s *session) func(context.Context) error {
+	return func(context.Context) error {
+		// The library's calls have no context; the end of ctx, too, closes the
+		// connection.
+		defer time.AfterFunc(heldTimeout, s.farewell).Stop()
+		if err := s.ch.Qos(c.cfg.Prefetch, 0, false); err != nil {
+			return fmt.Errorf("%w: %w", errNotHeld, broker.Explain(err))
+		}
+		return nil
 	}
 }
