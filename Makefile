@@ -28,6 +28,10 @@ check: static test ## Do all that a change must pass: static and test
 fuzz: ## Run every fuzz target for FUZZTIME (make fuzz FUZZTIME=1m)
 	FUZZTIME=$(or $(FUZZTIME),1m) deploy/test --fuzz
 
+.PHONY: faults
+faults: ## Kill, freeze and cut everything, and compare; docs/faults.md
+	deploy/faults
+
 .PHONY: bench
 bench: ## Measure everything beside the goals, and write docs/performance.md
 	deploy/bench

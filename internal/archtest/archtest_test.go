@@ -25,12 +25,12 @@ var may = map[string][]string{
 	"internal/wire":                     {"workflow", "schemas"},
 	"internal/broker":                   {},
 	"internal/bench":                    {"workflow", "schemas", "internal/wire", "internal/broker", "publisher", "consumer", "store"},
-	"publisher":                         {"workflow", "schemas", "internal/broker", "internal/wire", "publisher/spool"},
-	"publisher/spool":                   {},
+	"publisher":                         {"workflow", "schemas", "internal/broker", "internal/crashpoint", "internal/wire", "publisher/spool"},
+	"publisher/spool":                   {"internal/crashpoint"},
 	"engines":                           {"workflow"},
 	"engines/*":                         {"workflow", "engines"},
-	"consumer":                          {"workflow", "schemas", "internal/broker", "internal/wire"},
-	"store":                             {"workflow"},
+	"consumer":                          {"workflow", "schemas", "internal/broker", "internal/crashpoint", "internal/wire"},
+	"store":                             {"workflow", "internal/crashpoint"},
 	"api":                               {"workflow"},
 	"web":                               {"workflow"},
 	"cmd/waymark":                       {"*"},
@@ -38,6 +38,9 @@ var may = map[string][]string{
 	"internal/devstack/cmd/withservers": {"internal/devstack"},
 	"internal/servicetest":              {"internal/devstack"},
 	"internal/archtest":                 {},
+	"internal/crashpoint":               {},
+	"internal/faults":                   {},
+	"internal/faults/cmd/publishtrace":  {"publisher"},
 }
 
 // testsMay lists what test files may import beyond that. The package under test
@@ -48,13 +51,15 @@ var testsMay = []string{"internal/servicetest"}
 // consumer is nothing without a store, and is tested with the real one.
 var testsOf = map[string][]string{
 	"consumer": {"store"},
+	// The fault suite puts the whole together.
+	"internal/faults": {"*"},
 }
 
 // only lists for modules of others which packages of ours may import them, tests
 // included. What is fenced in can be replaced.
 var only = map[string][]string{
 	"gorm.io":                        {"store"},
-	"github.com/rabbitmq/amqp091-go": {"internal/broker", "publisher", "consumer", "internal/devstack", "internal/servicetest", "internal/bench", "cmd/waymark"},
+	"github.com/rabbitmq/amqp091-go": {"internal/broker", "publisher", "consumer", "internal/devstack", "internal/servicetest", "internal/bench", "internal/faults", "cmd/waymark"},
 	"github.com/santhosh-tekuri":     {"schemas"},
 	"github.com/spf13":               {"cmd/waymark"},
 }
@@ -186,7 +191,7 @@ func TestFaults(t *testing.T) {
 	}{
 		{"down", pkg{ImportPath: "waymark/consumer", Imports: []string{"context", "waymark/workflow", "github.com/rabbitmq/amqp091-go"}}, nil},
 		{"sideways", pkg{ImportPath: "waymark/consumer", Imports: []string{"waymark/store"}},
-			[]string{"consumer imports store; it may import: workflow, schemas, internal/broker, internal/wire"}},
+			[]string{"consumer imports store; it may import: workflow, schemas, internal/broker, internal/crashpoint, internal/wire"}},
 		{"up", pkg{ImportPath: "waymark/workflow", Imports: []string{"waymark/engines/serial"}},
 			[]string{"workflow imports engines/serial; it may import: nothing"}},
 		{"impure", pkg{ImportPath: "waymark/workflow", Imports: []string{"github.com/google/uuid", "golang.org/x/sync/errgroup"}, TestImports: []string{"pgregory.net/rapid"}},
@@ -197,9 +202,9 @@ func TestFaults(t *testing.T) {
 			[]string{"api imports gorm.io/driver/postgres, which belongs to: store", "api imports gorm.io/gorm, which belongs to: store"}},
 		{"a name that only begins alike", pkg{ImportPath: "waymark/api", Imports: []string{"gorm.iox/gorm"}}, nil},
 		{"test", pkg{ImportPath: "waymark/store", TestImports: []string{"waymark/internal/servicetest"}, XTestImports: []string{"waymark/store", "waymark/consumer"}},
-			[]string{"a test of store imports consumer; it may import: workflow, internal/servicetest"}},
+			[]string{"a test of store imports consumer; it may import: workflow, internal/crashpoint, internal/servicetest"}},
 		{"servicetest outside tests", pkg{ImportPath: "waymark/store", Imports: []string{"waymark/internal/servicetest"}},
-			[]string{"store imports internal/servicetest; it may import: workflow"}},
+			[]string{"store imports internal/servicetest; it may import: workflow, internal/crashpoint"}},
 		{"unknown", pkg{ImportPath: "waymark/internal/util"}, []string{"internal/util is not in the table of archtest: decide what it may import"}},
 		{"wiring", pkg{ImportPath: "waymark/cmd/waymark", Imports: []string{"waymark/store", "waymark/engines/serial", "github.com/spf13/cobra"}}, nil},
 	} {

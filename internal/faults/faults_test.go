@@ -1,0 +1,217 @@
+//go:build linux
+
+package faults
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"waymark/internal/servicetest"
+)
+
+var (
+	all    = flag.Bool("all", false, "run every scenario, not only the few that tell most")
+	report = flag.String("report", "", "write the table of all results to this `file`")
+	only   = flag.String("only", "", "run only the scenarios whose names match this `pattern`")
+)
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	code := m.Run()
+	if built.dir != "" {
+		if err := os.RemoveAll(built.dir); err != nil {
+			fmt.Fprintln(os.Stderr, "removing what was built:", err)
+			code = max(code, 1)
+		}
+	}
+	os.Exit(code)
+}
+
+// result is a row of the report.
+type result struct {
+	scenario
+	ledger
+	published, lost, doubled int
+	recovered                time.Duration
+	failed                   bool
+}
+
+// TestFaults runs the scenarios. Those that hit a server run one after the
+// other, the others a few at a time on the same servers.
+func TestFaults(t *testing.T) {
+	chosen := scenarios()
+	names := make(map[string]bool)
+	for _, s := range chosen {
+		if names[s.name()] {
+			t.Errorf("two scenarios are called %q", s.name())
+		}
+		names[s.name()] = true
+	}
+	left := ""
+	if *all && !canMount() {
+		left = "Left out, because no small disk can be mounted here: database, disk full."
+		chosen = slices.DeleteFunc(chosen, func(s scenario) bool { return s.what == "disk full" })
+	}
+	if *only != "" {
+		pattern, err := regexp.Compile(*only)
+		if err != nil {
+			t.Fatalf("-only: %v", err)
+		}
+		chosen = slices.DeleteFunc(chosen, func(s scenario) bool { return !pattern.MatchString(s.name()) })
+	} else if !*all {
+		chosen = slices.DeleteFunc(chosen, func(s scenario) bool { return !s.quick })
+	}
+	if len(chosen) == 0 {
+		t.Fatal("no scenario is chosen")
+	}
+
+	begun := time.Now()
+	s := &suite{trace: newTrace(), Stack: servicetest.Stack(t)}
+	t.Run("nothing fails", func(t *testing.T) { s.baseline(t) })
+	if t.Failed() {
+		t.Fatal("without its result nothing can be compared")
+	}
+	for _, server := range []bool{false, true} {
+		t.Run(map[bool]string{false: "sites", true: "servers"}[server], func(t *testing.T) {
+			for _, one := range chosen {
+				if one.server != server {
+					continue
+				}
+				t.Run(one.name(), func(t *testing.T) {
+					if !server {
+						t.Parallel()
+					}
+					s.try(t, one)
+				})
+			}
+		})
+	}
+	table := s.table()
+	t.Logf("%d scenarios in %.0f s\n%s%s", len(s.results), time.Since(begun).Seconds(), table, left)
+	if *report != "" {
+		if err := s.write(*report, table, left, time.Since(begun)); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// try runs one scenario and notes its result, also if it fails.
+func (s *suite) try(t *testing.T, one scenario) {
+	w := newSite(t, s)
+	r := result{failed: true}
+	defer func() {
+		r.scenario, r.failed = one, r.failed || t.Failed()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.results = append(s.results, r)
+	}()
+	one.run(w)
+	if one.settle == nil {
+		one.settle = (*site).settle
+	}
+	r = one.settle(w)
+}
+
+// baseline applies the trace without faults, and checks that it gives what was
+// published, by other means than all else is checked.
+func (s *suite) baseline(t *testing.T) {
+	w := newSite(t, s)
+	w.backlog()
+	w.mended = time.Now()
+	w.serve()
+	servicetest.Eventually(t, patience, "the whole trace is received", w.received)
+	want, err := w.read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.want, w.want = want, want
+	r := w.settle()
+	for query, want := range map[string]int{
+		"SELECT count(*) FROM workflow_status":                                                                              runs + reanaRuns,
+		"SELECT count(*) FROM workflow_status WHERE status = 'finished'":                                                    runs - 1 + reanaRuns,
+		"SELECT count(*) FROM workflow_status WHERE status = 'deleted'":                                                     1,
+		"SELECT count(*) FROM workflow_status WHERE attempt = 2":                                                            1,
+		"SELECT count(*) FROM job_status":                                                                                   (runs + reanaRuns) * jobs,
+		"SELECT count(*) FROM job_status WHERE status <> 'finished'":                                                        0,
+		"SELECT sum(jobs_finished)::bigint FROM workflow_status":                                                            (runs + reanaRuns) * jobs,
+		"SELECT count(*) FROM job_status WHERE attempt = 2 AND exit_code IS NULL":                                           runs * (jobs / 5),
+		"SELECT count(*) FROM workflow_logs WHERE body LIKE 'line %'":                                                       strings.Count(s.trace.text(), `"logs":"line `),
+		"SELECT count(*) FROM workflow_logs WHERE body = E'still alive\\n'":                                                 2 * reanaRuns,
+		"SELECT count(*) FROM (SELECT FROM workflow_logs WHERE body LIKE 'line %' GROUP BY body HAVING count(*) > 1) twice": 0,
+	} {
+		for _, view := range []string{"workflow_status", "job_status", "workflow_logs"} {
+			query = strings.ReplaceAll(query, "FROM "+view, "FROM "+w.schema+"."+view)
+		}
+		if got, err := w.number(query); err != nil || got != want {
+			t.Errorf("%s: %d (%v), want %d", query, got, err, want)
+		}
+	}
+	if r.duplicate == 0 || r.stale == 0 || r.dead != len(s.trace.dead) || r.applied+r.stale != s.trace.valid {
+		t.Errorf("ledger: %+v; want some duplicate and stale, %d dead, and %d applied or stale", r.ledger, len(s.trace.dead), s.trace.valid)
+	}
+	r.scenario = scenario{who: "nobody", what: "nothing fails", when: "never"}
+	r.failed = t.Failed()
+	s.results = append(s.results, r)
+}
+
+// text is every distinct body, one after the other.
+func (t *trace) text() string {
+	var b strings.Builder
+	seen := make(map[string]bool)
+	for _, m := range t.messages {
+		if !m.dead && (m.id == "" || !seen[m.id]) {
+			b.Write(m.body)
+			seen[m.id] = true
+		}
+	}
+	return b.String()
+}
+
+// table is the results in Markdown, in the order of the scenarios.
+func (s *suite) table() string {
+	order := make(map[string]int)
+	for i, one := range scenarios() {
+		order[one.name()] = i + 1
+	}
+	slices.SortFunc(s.results, func(a, b result) int { return order[a.name()] - order[b.name()] })
+	var b strings.Builder
+	b.WriteString("| | who | what | when | published | applied | duplicate | stale | dead | lost | doubled | seconds |\n| --: | --- | --- | --- | --: | --: | --: | --: | --: | --: | --: | --: |\n")
+	var lost, doubled int
+	for i, r := range s.results {
+		verdict := ""
+		if r.failed {
+			verdict = " **failed**"
+		}
+		fmt.Fprintf(&b, "| %d | %s | %s | %s%s | %d | %d | %d | %d | %d | %d | %d | %.1f |\n",
+			i, r.who, r.what, r.when, verdict, r.published, r.applied, r.duplicate, r.stale, r.dead, r.lost, r.doubled, r.recovered.Seconds())
+		lost, doubled = lost+r.lost, doubled+r.doubled
+	}
+	fmt.Fprintf(&b, "| | all | | | | | | | | %d | %d | |\n", lost, doubled)
+	return b.String()
+}
+
+// write writes the report: the words that stay, and the table.
+func (s *suite) write(file, table, left string, took time.Duration) error {
+	const mark = "<!-- table: written by deploy/faults -->\n"
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	head, _, found := strings.Cut(string(text), mark)
+	if !found {
+		return fmt.Errorf("%s has no line %q to put the table after", file, strings.TrimSpace(mark))
+	}
+	where := strings.Join(s.Notes(), "; ")
+	where = regexp.MustCompile(` on port \d+, private, up in [\d.]+ s`).ReplaceAllString(where, "")
+	body := fmt.Sprintf("%s%s\n%d scenarios in %.0f s, on %s, fsync on.\n\n%s", head, mark, len(s.results)-1, took.Seconds(), where, table)
+	if left != "" {
+		body += "\n" + left + "\n"
+	}
+	return os.WriteFile(file, []byte(body), 0o644)
+}
