@@ -76,8 +76,20 @@ func (c *Consumer) publishDead(ctx context.Context, s *session, letters []letter
 		return nil
 	}
 	crashpoint.Hit("consumer.before-dead-letter")
-	if err := s.dead.publish(ctx, c.cfg.Queue, letters); err != nil {
-		return fmt.Errorf("dead-lettering %d messages of %q: %w", len(letters), c.cfg.Queue, err)
+	pause := broker.NewBackoff()
+	for {
+		err := s.dead.publish(ctx, c.cfg.Queue, letters)
+		if c.lettersAre(err) && err != nil {
+			c.cfg.Logger.Warn("consumption is paused: the broker does not take dead letters", "queue", c.cfg.Queue, "err", err)
+		}
+		if err == nil {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(pause.NextBackOff()):
+		}
 	}
 	crashpoint.Hit("consumer.dead-letter-confirmed")
 	for _, l := range letters {

@@ -114,6 +114,8 @@ type Consumer struct {
 type Health struct {
 	// Broker is why no session with the broker is open.
 	Broker error
+	// DeadLetters is why a message could not be dead-lettered yet.
+	DeadLetters error
 	// Store is why the last batch could not be applied yet.
 	Store error
 }
@@ -166,11 +168,16 @@ func (c *Consumer) brokerIs(err error) {
 }
 
 // storeIs notes how the store answered and reports whether that is news.
-func (c *Consumer) storeIs(err error) (news bool) {
+func (c *Consumer) storeIs(err error) (news bool) { return c.note(&c.health.Store, err) }
+
+// lettersAre notes how the broker took dead letters and reports whether that is news.
+func (c *Consumer) lettersAre(err error) (news bool) { return c.note(&c.health.DeadLetters, err) }
+
+func (c *Consumer) note(what *error, err error) (news bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	news = (err == nil) != (c.health.Store == nil) || (err != nil && err.Error() != c.health.Store.Error())
-	c.health.Store = err
+	news = (err == nil) != (*what == nil) || (err != nil && err.Error() != (*what).Error())
+	*what = err
 	return news
 }
 
@@ -187,6 +194,9 @@ func (c *Consumer) Run(ctx context.Context) error {
 			return nil
 		}
 		c.brokerIs(err)
+		// What the session waited for is another's to wait for now.
+		c.storeIs(nil)
+		c.lettersAre(nil)
 		// A session that lasted has shown that the broker works.
 		if c.cfg.Now().Sub(began) > 10*time.Second {
 			pause.Reset()

@@ -718,3 +718,38 @@ func TestNewRefuses(t *testing.T) {
 		}
 	}
 }
+
+// Under a memory alarm RabbitMQ stops reading from connections that publish.
+// Dead letters wait; what was applied is acknowledged all the same, and nothing
+// comes twice once the alarm is over.
+func TestAlarm(t *testing.T) {
+	t.Parallel()
+	rabbit := servicetest.RabbitMQ(t)
+	s := newSite(t)
+	s.url, s.cfg.URL = rabbit.URL(), rabbit.URL()
+	s.declare()
+	good := message(uuid.NewString(), running(uuid.New(), "a"))
+	s.publish(good, amqp.Publishing{Body: []byte("poison")}, amqp.Publishing{Body: []byte("poison too")})
+	alarm := func(watermark string) {
+		t.Helper()
+		if out, err := rabbit.Ctl(t.Context(), "set_vm_memory_high_watermark", watermark); err != nil {
+			t.Fatalf("setting the watermark: %v\n%s", err, out)
+		}
+	}
+	alarm("0.0000001")
+	c, _ := s.start()
+	servicetest.Eventually(t, patience, "the good message is applied", func() error {
+		if l := s.ledger(); l.Applied != 1 {
+			return fmt.Errorf("ledger %+v", l)
+		}
+		return nil
+	})
+	if h := c.Health(); h.Broker != nil {
+		t.Errorf("health %+v: the session ended because of an alarm", h)
+	}
+	alarm("0.9")
+	if l := s.wait(3); l.Dead != 2 || l.Duplicate != 0 {
+		t.Errorf("ledger %+v after the alarm, want 2 dead and no duplicates", l)
+	}
+	s.depth(broker.DeadLetter(s.queue), 2)
+}

@@ -43,19 +43,56 @@ type letter struct {
 	reason, pointer, message string
 }
 
-// deadLetters publishes to the dead-letter queue.
+// deadLetters publishes to the dead-letter queue, over a connection of its own
+// that it opens when there is something to publish. RabbitMQ under a memory or
+// disk alarm stops reading from connections that publish: on the consuming one
+// it would no longer hear the acks that relieve it.
 type deadLetters struct {
-	conn  *amqp.Connection
+	dial  broker.Config
 	queue broker.Queue
+	conn  *amqp.Connection // nil, or closed, if there is none
+}
+
+// connect makes sure of a connection.
+func (d *deadLetters) connect(ctx context.Context) error {
+	if d.conn != nil && !d.conn.IsClosed() {
+		return nil
+	}
+	conn, err := broker.Dial(ctx, d.dial)
+	if err != nil {
+		return err
+	}
+	d.conn = conn
+	return nil
+}
+
+// close gives the connection up, if there is one.
+func (d *deadLetters) close() {
+	if d.conn != nil {
+		_ = d.conn.CloseDeadline(time.Now().Add(farewellTimeout))
+		d.conn = nil
+	}
 }
 
 // confirmTimeout is how long the broker may take to confirm dead letters.
 const confirmTimeout = 30 * time.Second
 
 // publish returns once the broker has taken responsibility for every letter.
-func (d *deadLetters) publish(ctx context.Context, from string, letters []letter) error {
+// After an error it may be called again: letters may then be there twice.
+func (d *deadLetters) publish(ctx context.Context, from string, letters []letter) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, confirmTimeout)
 	defer cancel()
+	if err := d.connect(ctx); err != nil {
+		return err
+	}
+	// The library's calls that have no context end with the connection.
+	conn := d.conn
+	defer context.AfterFunc(ctx, func() { _ = conn.CloseDeadline(time.Now().Add(farewellTimeout)) })()
+	defer func() {
+		if err != nil {
+			d.close() // a connection that may be blocked is of no more use
+		}
+	}()
 	for again := false; ; again = true {
 		returned, err := d.publishOnce(ctx, from, letters)
 		if err != nil || !returned {

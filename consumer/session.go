@@ -37,6 +37,7 @@ func (c *Consumer) session(ctx context.Context) (err error) {
 	c.brokerIs(nil)
 	c.cfg.Logger.Info("consuming", "queue", c.cfg.Queue, "topology", c.cfg.Topology, "prefetch", c.cfg.Prefetch)
 	defer s.farewell()
+	defer s.dead.close()
 
 	ready := make(chan *batch)
 	gathered := make(chan struct{})
@@ -113,7 +114,10 @@ func (c *Consumer) open(ctx context.Context) (_ *session, _ <-chan amqp.Delivery
 		return nil, nil, broker.Explain(err)
 	}
 	s := &session{id: uuid.New(), conn: conn, ch: ch, gone: make(chan struct{})}
-	s.dead = &deadLetters{conn: conn, queue: c.cfg.Topology.DeadLetter(c.cfg.Queue)}
+	s.dead = &deadLetters{
+		dial:  broker.Config{URL: c.cfg.URL, TLS: c.cfg.TLS, ConnectionName: c.cfg.ConnectionName + " dead letters"},
+		queue: c.cfg.Topology.DeadLetter(c.cfg.Queue),
+	}
 	connClosed := conn.NotifyClose(make(chan *amqp.Error, 1))
 	chClosed := ch.NotifyClose(make(chan *amqp.Error, 1))
 	cancelled := ch.NotifyCancel(make(chan string, 1))

@@ -34,8 +34,10 @@ const (
 	sqlFindSeen   = `SELECT id, outcome FROM seen_messages WHERE id = ANY($1)`
 	sqlFindPacked = `SELECT b.ids FROM unnest($1::uuid[], $2::uuid[], $3::uuid[]) AS r(early, low, high)
 		JOIN seen_batches AS b ON b.low BETWEEN r.early AND r.high AND b.high >= r.low`
-	// An id that has come meanwhile is that of a message for another workflow:
-	// then the batch is folded anew, and knows it. See retryAtOnce.
+	// Two messages of one id for two workflows, at the same time in two batches,
+	// meet here, and one batch is folded anew and knows the id: see retryAtOnce.
+	// In packed rows they do not meet, and both have their effect. Such ids are
+	// their publisher's fault, and nothing is lost by it.
 	sqlRemember = `INSERT INTO seen_messages (id, seen_at, outcome) SELECT id, $3, outcome FROM unnest($1::uuid[], $2::smallint[]) AS m(id, outcome)`
 	sqlPack     = `INSERT INTO seen_batches (low, high, seen_at, ids) VALUES ($1, $2, $3, $4)`
 )

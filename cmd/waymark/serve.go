@@ -72,6 +72,10 @@ type server struct {
 
 	mu     sync.Mutex
 	schema error // why consuming has not begun; nil once it has
+
+	pings   sync.Mutex
+	pinged  time.Time // when pingErr was found
+	pingErr error
 }
 
 var errStarting = errors.New("starting: the schema has not been looked at yet")
@@ -250,10 +254,31 @@ func (s *server) ready() readiness {
 	var brokerErr, databaseErr error
 	for _, c := range s.consumers {
 		h := c.Health()
-		brokerErr = firstError(brokerErr, h.Broker)
+		brokerErr = firstError(brokerErr, firstError(h.Broker, h.DeadLetters))
 		databaseErr = firstError(databaseErr, h.Store)
 	}
+	// A consumer without messages does not know how the database is.
+	databaseErr = firstError(databaseErr, s.ping())
 	return readiness{Ready: brokerErr == nil && databaseErr == nil, Broker: healthOf(brokerErr), Database: healthOf(databaseErr)}
+}
+
+const (
+	// pingTimeout is how long /readyz waits for the database.
+	pingTimeout = time.Second
+	// pingEvery is how long its answer holds, however often it is asked for.
+	pingEvery = 2 * time.Second
+)
+
+// ping asks the database how it is.
+func (s *server) ping() error {
+	s.pings.Lock()
+	defer s.pings.Unlock()
+	if time.Since(s.pinged) >= pingEvery {
+		ctx, cancel := context.WithTimeout(context.Background(), pingTimeout)
+		defer cancel()
+		s.pingErr, s.pinged = s.db.Ping(ctx), time.Now()
+	}
+	return s.pingErr
 }
 
 // firstError is the first of two that is an error.
