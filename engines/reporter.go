@@ -326,7 +326,7 @@ func (r *Reporter) now() time.Time {
 // waits until the broker has it, FinalTimeout is over or ctx ends. The report
 // says which. Half of the time is for what else is unsent; then that is left
 // behind, so that the end is told even if nothing else can be. A [Spooler] has
-// it a second after the call at the latest, with all that is unsent.
+// all that is unsent after a second at the latest, and then the end.
 //
 // Finish returns in time even if the publisher never does; its goroutine then
 // ends when the publisher returns.

@@ -254,7 +254,7 @@ func (a *app) sayResult(view *serialView, to *runPublisher, result *serial.Resul
 			r, d := result.Report, to.delivery(result.Report)
 			view.line("published %d, confirmed %d, spooled %d, dropped %d", d.published, d.confirmed, d.spooled, d.dropped)
 			if d.spooled > 0 {
-				view.line("%s wait in %s: the next run delivers them, or waymark publish --spool", count(d.spooled, "message"), harmless(to.spool))
+				view.line("%s kept in %s, for the next run or waymark publish --spool to deliver", count(d.spooled, "message"), harmless(to.spool))
 			}
 			if r.Terminal != nil {
 				view.line("nobody was told how the run ended: %s", harmless(errorText(r.Err)))
