@@ -46,6 +46,8 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
+func init() { roles["fill"] = childFill }
+
 const cannotMount = "cannot mount"
 
 func childFill(dir string) {

@@ -22,18 +22,15 @@ const (
 	dirVariable   = "WAYMARK_SPOOL_TEST_DIR"
 )
 
+// roles are what other processes do.
+var roles = map[string]func(dir string){"write": childWrite, "drain": childDrain}
+
 func TestMain(m *testing.M) {
-	dir := os.Getenv(dirVariable)
-	switch os.Getenv(childVariable) {
-	case "":
-		os.Exit(m.Run())
-	case "write":
-		childWrite(dir)
-	case "drain":
-		childDrain(dir)
-	case "fill":
-		childFill(dir)
+	if role, ok := roles[os.Getenv(childVariable)]; ok {
+		role(os.Getenv(dirVariable))
+		return
 	}
+	os.Exit(m.Run())
 }
 
 // child is this test binary in another role.
