@@ -49,13 +49,14 @@ func TestBenchServe(t *testing.T) {
 	got := benchSite(t).run(t, "bench", "end-to-end", "--messages", "400", "--warm-up", "20", "--runs", "1", "--consumers", "1", "--workflows", "10", "--serve", "--json").want(t, exitOK)
 	var r bench.Result
 	decodeJSON(t, got.stdout, &r)
+	// The kernel counts a process's time in ticks of 10 ms, which few messages do not fill.
 	for metric, most := range map[string]float64{"ready after": 30, "idle cpu": 200, "idle memory": 1000, "peak memory": 1000, "rate": 1e6, "cpu": 1e6} {
 		m := r.Case(bench.CaseServe).Metric(metric)
 		if m == nil {
 			t.Errorf("nothing of waymark serve's %s", metric)
 			continue
 		}
-		if m.Median > most || m.Median < 0 || (m.Median == 0 && metric != "idle cpu") {
+		if m.Median > most || m.Median < 0 || (m.Median == 0 && !strings.HasSuffix(metric, "cpu")) {
 			t.Errorf("waymark serve: %s is %v %s, want a plausible value", metric, m.Median, m.Unit)
 		}
 	}
