@@ -699,6 +699,9 @@ func TestStartRefuses(t *testing.T) {
 			write(t, dir, "postgres/data/cluster/PG_VERSION", "9.1\n")
 			return Options{Dir: dir, AMQPURL: "amqp://u:secret@" + nobody}
 		}, "made by PostgreSQL 9.1, which is not installed"},
+		{"a folder with a quote in its name", func(t *testing.T) Options {
+			return Options{Dir: filepath.Join(testDir(t), "o'brien"), AMQPURL: "amqp://u:secret@" + nobody}
+		}, "quotes or control characters"},
 		{"a file for a folder", func(t *testing.T) Options {
 			dir := testDir(t)
 			write(t, dir, "postgres", "")

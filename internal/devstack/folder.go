@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode"
 )
 
 // folder is what one server keeps on disk. It is locked for as long as it is
@@ -116,6 +117,10 @@ func openFolder(path string, users ...string) (*folder, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, fmt.Errorf("finding the data folder: %w", err)
+	}
+	if strings.ContainsFunc(path, func(r rune) bool { return r == '\'' || r == '"' || unicode.IsControl(r) }) {
+		// RabbitMQ hangs for minutes, in a shell that waits for the other quote.
+		return nil, fmt.Errorf("the data folder %q has quotes or control characters in its name, with which the servers do not start: choose another", path)
 	}
 	f := &folder{path: path}
 	if os.Geteuid() == 0 {
