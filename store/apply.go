@@ -80,7 +80,6 @@ func (db *DB) applyOnce(ctx context.Context, b *workflow.Batch) (outcomes []work
 		if err := a.load(ctx); err != nil {
 			return err
 		}
-		crashpoint.Hit("store.locked")
 		if b.Held != nil && slices.ContainsFunc(b.Deliveries, onlyDigest) {
 			if err := b.Held(ctx); err != nil {
 				return err
@@ -226,7 +225,11 @@ func (a *application) load(ctx context.Context) error {
 	if err := a.tx.SendBatch(ctx, &q).Close(); err != nil {
 		return err
 	}
-	return a.create(ctx)
+	if err := a.create(ctx); err != nil {
+		return err
+	}
+	crashpoint.Hit("store.locked")
+	return nil
 }
 
 // create makes rows for the workflows that have none. A row that another
@@ -379,7 +382,16 @@ func (a *application) writeLedger(q *pgx.Batch) {
 }
 
 func (a *application) writeJobs(q *pgx.Batch) {
-	var fresh, known jobColumns
+	changed := 0
+	for _, id := range a.order {
+		if s := a.states[id]; s != nil {
+			changed += len(s.ChangedJobs)
+		}
+	}
+	if changed == 0 {
+		return
+	}
+	fresh, known := newJobColumns(changed), newJobColumns(min(changed, len(a.stored)))
 	for _, id := range a.order {
 		s := a.states[id]
 		if s == nil {
@@ -403,7 +415,7 @@ func (a *application) writeJobs(q *pgx.Batch) {
 
 // writeRuns returns the ids of the runs that readers should look at again.
 func (a *application) writeRuns(q *pgx.Batch) (touched []uuid.UUID) {
-	var c runColumns
+	c := newRunColumns(len(a.order))
 	for _, id := range a.order {
 		s := a.states[id]
 		if s == nil {
