@@ -23,6 +23,12 @@ type batch struct {
 	lingering bool
 }
 
+// reset makes b empty, keeping its room but nothing that was in it.
+func (b *batch) reset() {
+	clear(b.items)
+	*b = batch{items: b.items[:0]}
+}
+
 // item is one delivery, decoded or refused.
 type item struct {
 	tag  uint64

@@ -40,11 +40,12 @@ func (c *Consumer) session(ctx context.Context) (err error) {
 	defer s.dead.close()
 
 	ready := make(chan *batch)
+	used := make(chan *batch, 2) // one being gathered, one being applied
 	gathered := make(chan struct{})
 	gathering, stop := context.WithCancel(ctx)
 	go func() {
 		defer close(gathered)
-		c.gather(gathering, deliveries, ready)
+		c.gather(gathering, deliveries, ready, used)
 	}()
 	// Draining may outlive ctx, but not for ever.
 	applying, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
@@ -67,6 +68,8 @@ func (c *Consumer) session(ctx context.Context) (err error) {
 		if err = c.process(applying, s, b); err != nil {
 			break
 		}
+		b.reset()
+		used <- b
 	}
 	stop()
 	for range ready { // the gatherer may be about to hand over a last batch
@@ -155,7 +158,9 @@ func (c *Consumer) open(ctx context.Context) (_ *session, _ <-chan amqp.Delivery
 // While the last batch is being applied the next one grows. An idle applier
 // gets what there is at once, unless messages come fast: then a short wait
 // saves many small transactions.
-func (c *Consumer) gather(ctx context.Context, deliveries <-chan amqp.Delivery, ready chan<- *batch) {
+//
+// It takes the batches that have been dealt with from used, for their room.
+func (c *Consumer) gather(ctx context.Context, deliveries <-chan amqp.Delivery, ready chan<- *batch, used <-chan *batch) {
 	defer close(ready)
 	chunk := make([]amqp.Delivery, 0, c.cfg.BatchSize)
 	next := new(batch)
@@ -163,11 +168,11 @@ func (c *Consumer) gather(ctx context.Context, deliveries <-chan amqp.Delivery, 
 	linger := time.NewTimer(0)
 	<-linger.C
 	for {
-		in, out := deliveries, ready
-		if len(next.items) >= c.cfg.BatchSize || next.bytes >= maxBatchBytes {
+		in, out, size := deliveries, ready, len(next.items)
+		if size >= c.cfg.BatchSize || next.bytes >= maxBatchBytes {
 			in = nil
 		}
-		if len(next.items) == 0 {
+		if size == 0 {
 			out = nil
 		} else if in != nil && next.lingering {
 			out = nil
@@ -184,8 +189,12 @@ func (c *Consumer) gather(ctx context.Context, deliveries <-chan amqp.Delivery, 
 		case <-linger.C:
 			next.lingering = false
 		case out <- next:
-			last = len(next.items)
-			next = new(batch)
+			last = size
+			select {
+			case next = <-used:
+			default:
+				next = new(batch)
+			}
 		case d, ok := <-in:
 			if !ok {
 				return // the session is over, nothing gathered can be settled

@@ -79,11 +79,24 @@ type runColumns struct {
 	attempt, planned                                            []int32
 	created, queued, running, finished, failed, stopped, cached []int32
 	status                                                      []int16
-	at                                                          [workflow.NumStatuses]pgtype.FlatArray[pgtype.Timestamptz]
-	specifiedAt                                                 pgtype.FlatArray[pgtype.Timestamptz]
+	at                                                          [workflow.NumStatuses]timeArray
+	specifiedAt                                                 timeArray
 	lastEventAt                                                 []time.Time
 	engine                                                      []string
-	claims                                                      pgtype.FlatArray[pgtype.Text]
+	claims                                                      textArray
+}
+
+func newRunColumns(n int) *runColumns {
+	c := &runColumns{
+		id: make(uuidArray, 0, n), attempt: make([]int32, 0, n), planned: make([]int32, 0, n), created: make([]int32, 0, n),
+		queued: make([]int32, 0, n), running: make([]int32, 0, n), finished: make([]int32, 0, n), failed: make([]int32, 0, n),
+		stopped: make([]int32, 0, n), cached: make([]int32, 0, n), status: make([]int16, 0, n), specifiedAt: make(timeArray, 0, n),
+		lastEventAt: make([]time.Time, 0, n), engine: make([]string, 0, n), claims: make(textArray, 0, n),
+	}
+	for i := range c.at {
+		c.at[i] = make(timeArray, 0, n)
+	}
+	return c
 }
 
 func (c *runColumns) add(s *runState) {
@@ -196,9 +209,19 @@ type jobColumns struct {
 	status                           []int16
 	cached                           []bool
 	exitCode                         pgtype.FlatArray[pgtype.Int4]
-	queued, started, finished        pgtype.FlatArray[pgtype.Timestamptz]
+	queued, started, finished        timeArray
 	name, path, command, diagnostics []string
-	result                           pgtype.FlatArray[pgtype.Text]
+	result                           textArray
+}
+
+func newJobColumns(n int) *jobColumns {
+	return &jobColumns{
+		workflowID: make(uuidArray, 0, n), jobID: make([]string, 0, n), runAttempt: make([]int32, 0, n), attempt: make([]int32, 0, n),
+		status: make([]int16, 0, n), cached: make([]bool, 0, n), exitCode: make(pgtype.FlatArray[pgtype.Int4], 0, n),
+		queued: make(timeArray, 0, n), started: make(timeArray, 0, n), finished: make(timeArray, 0, n),
+		name: make([]string, 0, n), path: make([]string, 0, n), command: make([]string, 0, n), diagnostics: make([]string, 0, n),
+		result: make(textArray, 0, n),
+	}
 }
 
 func (c *jobColumns) add(id uuid.UUID, j *workflow.Job) {
@@ -270,6 +293,11 @@ WHERE (excluded.attempt, excluded.event_time, excluded.document::text COLLATE "C
 // uuidArray is an array of ids as a parameter. pgx would encode a []uuid.UUID
 // by reflection, and each id by way of its text: a third of a batch's CPU time.
 type uuidArray = pgtype.FlatArray[pgtype.UUID]
+
+type (
+	timeArray = pgtype.FlatArray[pgtype.Timestamptz]
+	textArray = pgtype.FlatArray[pgtype.Text]
+)
 
 func uuidValue(id uuid.UUID) pgtype.UUID { return pgtype.UUID{Bytes: id, Valid: true} }
 
