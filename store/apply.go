@@ -382,16 +382,7 @@ func (a *application) writeLedger(q *pgx.Batch) {
 }
 
 func (a *application) writeJobs(q *pgx.Batch) {
-	changed := 0
-	for _, id := range a.order {
-		if s := a.states[id]; s != nil {
-			changed += len(s.ChangedJobs)
-		}
-	}
-	if changed == 0 {
-		return
-	}
-	fresh, known := newJobColumns(changed), newJobColumns(min(changed, len(a.stored)))
+	var fresh, known jobColumns
 	for _, id := range a.order {
 		s := a.states[id]
 		if s == nil {
@@ -415,7 +406,7 @@ func (a *application) writeJobs(q *pgx.Batch) {
 
 // writeRuns returns the ids of the runs that readers should look at again.
 func (a *application) writeRuns(q *pgx.Batch) (touched []uuid.UUID) {
-	c := newRunColumns(len(a.order))
+	var c runColumns
 	for _, id := range a.order {
 		s := a.states[id]
 		if s == nil {
