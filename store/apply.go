@@ -382,7 +382,16 @@ func (a *application) writeLedger(q *pgx.Batch) {
 }
 
 func (a *application) writeJobs(q *pgx.Batch) {
-	var fresh, known jobColumns
+	changed := 0
+	for _, id := range a.order {
+		if s := a.states[id]; s != nil {
+			changed += len(s.ChangedJobs)
+		}
+	}
+	if changed == 0 {
+		return
+	}
+	fresh, known := newJobColumns(changed), newJobColumns(min(changed, len(a.stored)))
 	for _, id := range a.order {
 		s := a.states[id]
 		if s == nil {
@@ -406,7 +415,7 @@ func (a *application) writeJobs(q *pgx.Batch) {
 
 // writeRuns returns the ids of the runs that readers should look at again.
 func (a *application) writeRuns(q *pgx.Batch) (touched []uuid.UUID) {
-	var c runColumns
+	c := newRunColumns(len(a.order))
 	for _, id := range a.order {
 		s := a.states[id]
 		if s == nil {
