@@ -116,7 +116,7 @@ var (
 	databaseStalls = fault{who: "database", what: "silent for 2 s", lasts: 2 * time.Second,
 		begin: func(_ *site, p *process) { p.database.set(flow{held: true}, toServer, toClient) },
 		end:   func(_ *site, p *process) { p.database.set(flow{}, toServer, toClient) }}
-	answerLost = fault{who: "database", what: "answer lost, then cut", lasts: 300 * time.Millisecond,
+	answerLost = fault{who: "database", what: "answer lost, then cut", alone: true, lasts: 300 * time.Millisecond,
 		begin: func(_ *site, p *process) { p.database.set(flow{dropped: true}, toClient) },
 		end: func(_ *site, p *process) {
 			p.database.cut()

@@ -77,7 +77,8 @@ func scenarios() (all []scenario) {
 	strike(databaseOff, true, locked, written)
 	strike(databaseOff, false, letterConfirm)
 	strike(databaseStalls, false, written)
-	strike(answerLost, true, written)
+	// Of several transactions: only some hold what is not recognised otherwise.
+	strike(answerLost, true, moment{"in the 5th transaction, before commit", written.point, 5}, moment{"in the 7th transaction, before commit", written.point, 7}, written)
 	strike(answerLost, false, locked)
 	strike(databaseSlow, false, beforeApply)
 	strike(terminated, false, beforeApply, locked, written)
@@ -105,7 +106,7 @@ func scenarios() (all []scenario) {
 	strike(confirmsLost, false, beforeLetter)
 	strike(brokerSlow, false, decoded)
 	strike(lettersDeleted, false, beforeLetter)
-	strike(rabbitRestarts, false, written, letterSent)
+	strike(rabbitRestarts, false, written, afterCommit, letterSent)
 	strike(rabbitDies, true, afterCommit)
 	strike(rabbitFreezes, false, afterCommit)
 	strike(connectionsClosed, false, locked)
