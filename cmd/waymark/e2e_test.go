@@ -974,13 +974,19 @@ func TestWatchSurvivesTheDatabase(t *testing.T) {
 	s.database = servicetest.DatabaseOf(t, server.URL())
 	s.environment["WAYMARK_DATABASE_URL"], s.environment["WAYMARK_DATABASE_SCHEMA"] = s.database.URL, s.database.Schema
 	serve := s.serve(t)
-	s.runWith(t.Context(), goodStatus, "publish", "status").want(t, exitOK)
+	s.runWith(t.Context(), strings.Replace(goodStatus, `"logs": ""`, `"logs": "the beginning"`, 1), "publish", "status").want(t, exitOK)
 	s.awaitStatus(t, goodID, "running")
 	watching := s.start(t, "watch", goodID)
 	following := s.start(t, "logs", goodID, "--follow")
 	servicetest.Eventually(t, patience, "watch tells of the run", func() error {
 		if !strings.Contains(watching.stdout.String(), "running") {
 			return errors.New(watching.stdout.String())
+		}
+		return nil
+	})
+	servicetest.Eventually(t, patience, "logs --follow shows the beginning", func() error {
+		if got := following.stdout.String(); got != "the beginning\n" {
+			return errors.New(got)
 		}
 		return nil
 	})
@@ -1000,7 +1006,7 @@ func TestWatchSurvivesTheDatabase(t *testing.T) {
 	if code := watching.wait(t); code != exitOK {
 		t.Errorf("watch ended with %d, want 0: %s", code, watching.stderr.String())
 	}
-	if code := following.wait(t); code != exitOK || following.stdout.String() != "the end\n" {
+	if code := following.wait(t); code != exitOK || following.stdout.String() != "the beginning\nthe end\n" {
 		t.Errorf("logs --follow ended with %d and said %q", code, following.stdout.String())
 	}
 	if e := s.settled(t, s.status, 2); e.Received != 2 || !e.Balanced {
