@@ -47,6 +47,10 @@ func translate(err error) error {
 	var connect *pgconn.ConnectError
 	if errors.As(err, &connect) {
 		where := fmt.Sprintf("%s as user %q, database %q", net.JoinHostPort(connect.Config.Host, fmt.Sprint(connect.Config.Port)), connect.Config.User, connect.Config.Database)
+		if errors.Is(err, context.Canceled) {
+			// Nothing is wrong with the server: the caller has given up.
+			return fmt.Errorf("connecting to Postgres at %s: %w", where, context.Canceled)
+		}
 		return fmt.Errorf("connecting to Postgres at %s: %s", where, lastLine(errors.Unwrap(connect)))
 	}
 	return err

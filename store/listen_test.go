@@ -134,3 +134,30 @@ func TestOutageHasOneName(t *testing.T) {
 		}
 	}
 }
+
+// A caller that gives up while a silent server is being connected to is told
+// so, and not that the server is to blame.
+func TestGivingUpIsNoFaultOfTheServer(t *testing.T) {
+	t.Parallel()
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		if c, err := silent.Accept(); err == nil {
+			cancel()
+			_, _ = io.Copy(io.Discard, c) // until the other end is closed
+			c.Close()
+		}
+	}()
+	db, err := store.Open(t.Context(), store.Config{URL: "postgres://u:secret@" + silent.Addr().String() + "/db?sslmode=disable"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if err := db.Ping(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("Ping = %v, want one that is context.Canceled", err)
+	}
+}

@@ -91,6 +91,9 @@ func exit(code int) error {
 	return &exitError{code: code}
 }
 
+// oneLine makes one line of an error of several.
+var oneLine = strings.NewReplacer(":\n", ": ", "\n", "; ")
+
 // exitCode says err in one line on standard error and returns its code.
 func (a *app) exitCode(ctx context.Context, err error) int {
 	if err == nil {
@@ -106,7 +109,7 @@ func (a *app) exitCode(ctx context.Context, err error) int {
 		// The reader of our output, such as head, has seen enough.
 		return exitOK
 	}
-	fmt.Fprintf(a.stderr, "waymark: %s\n", harmless(strings.ReplaceAll(err.Error(), "\n", "; ")))
+	fmt.Fprintf(a.stderr, "waymark: %s\n", harmless(oneLine.Replace(err.Error())))
 	switch {
 	case ok:
 		return coded.code

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -199,6 +200,14 @@ func TestFullDisk(t *testing.T) {
 	err := unreachable(fmt.Errorf("listing: %w", &fs.PathError{Op: "write", Path: os.Stdout.Name(), Err: syscall.ENOSPC}))
 	if code := a.exitCode(t.Context(), err); code != exitFailed || !strings.Contains(stderr.String(), "no space left on device") {
 		t.Errorf("a write to a full disk ends with %d and %q, want %d and the reason", code, stderr.String(), exitFailed)
+	}
+}
+
+func TestErrorsAreOneLine(t *testing.T) {
+	var stderr bytes.Buffer
+	(&app{stderr: &stderr}).exitCode(t.Context(), errors.New("two things are wrong:\none\nanother"))
+	if got, want := stderr.String(), "waymark: two things are wrong: one; another\n"; got != want {
+		t.Errorf("an error of several lines is said as %q, want %q", got, want)
 	}
 }
 
