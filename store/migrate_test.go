@@ -204,6 +204,9 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 	if _, err := db.Migrate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	if err := db.CheckRights(t.Context()); err != nil {
+		t.Errorf("CheckRights of the owner: %v", err)
+	}
 	plain := raw(t, d)
 	role := d.Schema + "_reader"
 	execute(t, plain, `CREATE ROLE `+role+` LOGIN PASSWORD 'wm'`)
@@ -229,6 +232,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		"nobody listens":      {url(cfg.User, cfg.Database, 1), func(db *store.DB) error { return db.Ping(t.Context()) }, "refused"},
 		"no such database":    {url(cfg.User, "no_such_db", cfg.Port), func(db *store.DB) error { return db.Ping(t.Context()) }, "create it, or name another in database.url"},
 		"no such role":        {url("no_such_role", cfg.Database, cfg.Port), func(db *store.DB) error { return db.Ping(t.Context()) }, "no_such_role"},
+		"rights looked at":    {url(role, cfg.Database, cfg.Port), func(db *store.DB) error { return db.CheckRights(t.Context()) }, "table engine_documents"},
 		"no right to write":   {url(role, cfg.Database, cfg.Port), func(db *store.DB) error { return applyTo(t, db) }, "grant the role what the README lists"},
 		"the schema is empty": {d.URL, func(db *store.DB) error { return applyTo(t, db) }, "run `waymark migrate`"},
 	} {

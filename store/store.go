@@ -184,6 +184,24 @@ func (db *DB) Ping(ctx context.Context) error {
 	return nil
 }
 
+// CheckRights returns an error that names the first table that the role may not
+// write, or nil. A consumer asks before it takes messages it could not apply,
+// and would keep from others that can.
+func (db *DB) CheckRights(ctx context.Context) error {
+	var lacking *string
+	err := db.reads.QueryRowContext(ctx, `
+		SELECT min(t) FROM unnest($1::text[]) AS t
+		WHERE NOT (has_table_privilege(t, 'SELECT') AND has_table_privilege(t, 'INSERT') AND has_table_privilege(t, 'UPDATE'))`,
+		[]string{"workflows", "jobs", "submissions", "engine_documents", "log_chunks", "status_changes", "seen_messages", "seen_batches", "ledger"}).Scan(&lacking)
+	if err != nil {
+		return fmt.Errorf("asking for the rights of the role: %w", translate(err))
+	}
+	if lacking != nil {
+		return fmt.Errorf("the role may not read, insert into and update table %s of schema %q; grant it what the README lists", *lacking, db.cfg.Schema)
+	}
+	return nil
+}
+
 // withPgx lends fn a connection of pool as pgx has it. The bulk statements
 // take arrays as parameters and several statements a round trip, neither of
 // which gorm or database/sql can say.

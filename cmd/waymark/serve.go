@@ -212,13 +212,19 @@ func (s *server) prepare(ctx context.Context) error {
 
 func (s *server) checkSchema(ctx context.Context) error {
 	if !s.migrate {
-		return s.db.Ping(ctx)
+		if err := s.db.Ping(ctx); err != nil {
+			return err
+		}
+		return s.db.CheckRights(ctx)
 	}
 	applied, err := s.db.Migrate(ctx)
 	for _, m := range applied {
 		s.logger.Info("migrated", "migration", m.Name)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return s.db.CheckRights(ctx)
 }
 
 // pruneInterval is how often what is too old to be remembered is forgotten.

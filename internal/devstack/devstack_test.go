@@ -324,6 +324,10 @@ func TestRabbitMQFaults(t *testing.T) {
 	}
 
 	put(t, url, "before the kill")
+	// The broker writes down that a queue exists a moment after it has said so.
+	if output, err := r.Ctl(t.Context(), "eval", "mnesia:sync_log()."); err != nil {
+		t.Fatalf("syncing what the broker knows: %v, output:\n%s", err, output)
+	}
 	if err := r.Kill(); err != nil {
 		t.Fatalf("Kill: %v", err)
 	}
