@@ -119,9 +119,12 @@ func Open(_ context.Context, cfg Config) (*DB, error) {
 	connect.RuntimeParams["application_name"] = cfg.ApplicationName
 	connect.RuntimeParams["search_path"] = cfg.Schema
 	connect.RuntimeParams["timezone"] = "UTC"
-	// A process of ours that is frozen in the middle of a transaction must not
-	// hold the rows of its runs for ever.
-	connect.RuntimeParams["idle_in_transaction_session_timeout"] = "60000"
+	// A process of ours that is frozen in the middle of a transaction, or whose
+	// machine is gone, must not hold the rows of its runs for long. If it had two
+	// transactions, one waiting for the other, it holds them for twice this time.
+	// Between statements we take milliseconds, or the 5 s in which the broker has
+	// to answer; and what is ended by mistake is tried again.
+	connect.RuntimeParams["idle_in_transaction_session_timeout"] = "15000"
 
 	apply := connect.Copy()
 	// The statements of Apply look rows up by key, a batch at a time. A plan made
