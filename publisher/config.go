@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"waymark/internal/broker"
+	"waymark/schemas"
 )
 
 // Topology names a way to declare the queues.
@@ -48,6 +49,10 @@ type Config struct {
 	// Logger gets one line for each change of fortune: connected, lost, why
 	// not. Default: nothing is logged.
 	Logger *slog.Logger
+	// MaxMessageBytes is the greatest size of a body, in bytes: larger ones are
+	// an *[InvalidError]. It should be no more than the consumer takes, and the
+	// broker, which closes the channel on more. Default 16 MiB.
+	MaxMessageBytes int
 	// Queues to publish to. Default "jobs-status" and "workflow-submission".
 	Queues Queues
 	// Spool keeps on disk what the broker does not confirm. Default: none.
@@ -125,6 +130,12 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Window < 1 || c.Window > maxWindow {
 		return c, fmt.Errorf("window of %d messages: expected 1 to %d", c.Window, maxWindow)
+	}
+	if c.MaxMessageBytes == 0 {
+		c.MaxMessageBytes = schemas.DefaultMaxBytes
+	}
+	if c.MaxMessageBytes < 0 {
+		return c, fmt.Errorf("messages of at most %d bytes: expected more than 0", c.MaxMessageBytes)
 	}
 	if c.Spool.MaxBytes < 0 {
 		return c, fmt.Errorf("spool of %d bytes: expected more than 0", c.Spool.MaxBytes)

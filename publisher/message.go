@@ -12,7 +12,6 @@ import (
 
 	"waymark/internal/wire"
 	"waymark/publisher/spool"
-	"waymark/schemas"
 	"waymark/workflow"
 )
 
@@ -20,9 +19,6 @@ const (
 	appID       = "waymark"
 	contentType = "application/json"
 
-	// maxBody is what the consumer takes. A broker closes the channel on a
-	// body that is over its own limit, which is no smaller unless set so.
-	maxBody = schemas.DefaultMaxBytes
 	// maxHeaders keeps the headers within one frame (128 KiB by default); the
 	// broker closes the connection on more.
 	maxHeaders = 64 << 10
@@ -174,8 +170,8 @@ func (p *Publisher) complete(r *Receipt) error {
 		r.id = id.String()
 	}
 	switch {
-	case len(r.body) > maxBody:
-		return fmt.Errorf("its body is %d bytes long: at most %d are allowed", len(r.body), maxBody)
+	case len(r.body) > p.cfg.MaxMessageBytes:
+		return fmt.Errorf("its body is %d bytes long: at most %d are allowed", len(r.body), p.cfg.MaxMessageBytes)
 	case r.queue == "" || len(r.queue) > maxShort:
 		return fmt.Errorf("its queue name is %d bytes long: expected 1 to %d", len(r.queue), maxShort)
 	case len(r.id) > maxShort || !utf8.ValidString(r.id):

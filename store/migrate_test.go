@@ -144,7 +144,7 @@ func TestViewsAreDocumented(t *testing.T) {
 			t.Errorf("view %s does not say which version of the contract it is: %q", view, about)
 		}
 	}
-	for _, want := range []string{"workflow_status", "job_status", "workflow_logs", "status_history", "ledger_balance", "reana_workflow_status"} {
+	for _, want := range []string{"workflow_status", "job_status", "workflow_logs", "status_history", "ledger_balance", "dead_letter_audit", "reana_workflow_status"} {
 		if views[want] == 0 {
 			t.Errorf("there is no view %s", want)
 		}

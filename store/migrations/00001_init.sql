@@ -18,15 +18,17 @@ $$ SELECT ('{created,queued,running,finished,failed,stopped}'::text[])[$1 + 1] $
 CREATE TABLE workflows (
     id               uuid        PRIMARY KEY,
     created_at       timestamptz NOT NULL,
-    updated_at       timestamptz NOT NULL,
-    last_event_at    timestamptz NOT NULL,
-    revision         bigint      NOT NULL DEFAULT 1 CHECK (revision > 0),
     attempt          integer     NOT NULL DEFAULT 1 CHECK (attempt > 0),
     planned          integer     NOT NULL DEFAULT 0 CHECK (planned >= 0),
     jobs_created     integer     NOT NULL DEFAULT 0 CHECK (jobs_created >= 0),
     jobs_queued      integer     NOT NULL DEFAULT 0 CHECK (jobs_queued >= 0),
+    -- What nearly every message changes stands together: the log of the database
+    -- holds an update from the first byte that it changes to the last.
     jobs_running     integer     NOT NULL DEFAULT 0 CHECK (jobs_running >= 0),
     jobs_finished    integer     NOT NULL DEFAULT 0 CHECK (jobs_finished >= 0),
+    revision         bigint      NOT NULL DEFAULT 1 CHECK (revision > 0),
+    updated_at       timestamptz NOT NULL,
+    last_event_at    timestamptz NOT NULL,
     jobs_failed      integer     NOT NULL DEFAULT 0 CHECK (jobs_failed >= 0),
     jobs_stopped     integer     NOT NULL DEFAULT 0 CHECK (jobs_stopped >= 0),
     jobs_cached      integer     NOT NULL DEFAULT 0 CHECK (jobs_cached BETWEEN 0 AND jobs_finished),
@@ -50,7 +52,7 @@ CREATE TABLE workflows (
     labels           jsonb       NOT NULL DEFAULT '{}',
     CONSTRAINT deleted_is_a_sink CHECK ((status = 4) = (at_deleted IS NOT NULL)),
     CONSTRAINT ended_has_a_time  CHECK (status NOT IN (2, 3, 5) OR coalesce(at_finished, at_failed, at_stopped) IS NOT NULL)
-) WITH (fillfactor = 70);
+) WITH (fillfactor = 50);
 
 CREATE INDEX workflows_newest ON workflows (created_at DESC, id DESC);
 -- By the word, so that it serves those who ask the view for one.
@@ -62,14 +64,14 @@ CREATE UNIQUE INDEX workflows_run ON workflows (name, owner, run_number DESC) WH
 CREATE INDEX workflows_labels ON workflows USING gin (labels jsonb_path_ops);
 
 -- One row a job. There is no foreign key to workflows: the apply path holds the
--- lock of the run's row, and the check would cost as much as the insert.
+-- lock of the run, and the check would cost as much as the insert.
 CREATE TABLE jobs (
     workflow_id uuid     NOT NULL,
     queued_at   timestamptz,
     started_at  timestamptz,
-    finished_at timestamptz,
     run_attempt integer  NOT NULL CHECK (run_attempt > 0),
     attempt     integer  NOT NULL CHECK (attempt > 0),
+    finished_at timestamptz, -- beside the status, with which it changes
     exit_code   integer,
     status      smallint NOT NULL CHECK (status BETWEEN 0 AND 5),
     cached      boolean  NOT NULL,
@@ -133,6 +135,22 @@ CREATE TABLE status_changes (
     attempt     integer     NOT NULL,
     status      smallint    NOT NULL CHECK (status BETWEEN 0 AND 7),
     PRIMARY KEY (workflow_id, attempt, status)
+);
+
+-- What people did with dead letters. Append-only, and kept: nothing here is ever
+-- pruned. workflow is text: of a submission it may be a name.
+CREATE TABLE dead_letter_actions (
+    id          bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at          timestamptz NOT NULL,
+    body_bytes  bigint      NOT NULL CHECK (body_bytes >= 0),
+    actor       text        NOT NULL,
+    action      text        NOT NULL CHECK (action IN ('discard', 'edit', 'replay')),
+    queue       text        NOT NULL,
+    message_id  text        NOT NULL,
+    reason      text        NOT NULL,
+    pointer     text        NOT NULL,
+    workflow    text        NOT NULL,
+    body_sha256 text        NOT NULL CHECK (length(body_sha256) = 64)
 );
 
 -- The ids of messages that had their effect, and what it was.
@@ -296,6 +314,24 @@ COMMENT ON COLUMN ledger_balance.stale     IS 'Valid deliveries that said nothin
 COMMENT ON COLUMN ledger_balance.dead      IS 'Deliveries put into the dead-letter queue.';
 COMMENT ON COLUMN ledger_balance.balanced  IS 'Whether received is the sum of the other four.';
 
+CREATE VIEW dead_letter_audit AS
+SELECT a.id, a.at, a.actor, a.action, a.queue, nullif(a.message_id, '') AS message_id, a.reason, nullif(a.pointer, '') AS pointer,
+       nullif(a.workflow, '') AS workflow_id, a.body_sha256, a.body_bytes
+FROM dead_letter_actions a;
+
+COMMENT ON VIEW dead_letter_audit IS 'What people did with dead letters; kept for good. Contract, version 1: columns are only ever added.';
+COMMENT ON COLUMN dead_letter_audit.id          IS 'Unique; grows in the order of recording.';
+COMMENT ON COLUMN dead_letter_audit.at          IS 'When, by the clock of whoever did it.';
+COMMENT ON COLUMN dead_letter_audit.actor       IS 'Who: user@host of the operating system.';
+COMMENT ON COLUMN dead_letter_audit.action      IS 'discard, edit or replay. Of a discard it is recorded before, of the others after it was done.';
+COMMENT ON COLUMN dead_letter_audit.queue       IS 'The queue the message came by.';
+COMMENT ON COLUMN dead_letter_audit.message_id  IS 'Message id of the letter; null if it had none.';
+COMMENT ON COLUMN dead_letter_audit.reason      IS 'Why it was dead, such as schema.';
+COMMENT ON COLUMN dead_letter_audit.pointer     IS 'JSON pointer of the value to blame; null if none was.';
+COMMENT ON COLUMN dead_letter_audit.workflow_id IS 'What the body names as its workflow: an id or, in a submission, perhaps a name; null if it cannot be read.';
+COMMENT ON COLUMN dead_letter_audit.body_sha256 IS 'SHA-256 of the body, before any edit, in hexadecimal.';
+COMMENT ON COLUMN dead_letter_audit.body_bytes  IS 'Size of the body, before any edit.';
+
 -- REANA's shape, for readers of workflow.job_progress: running counts every job
 -- that ever ran, and each section lists its job ids.
 CREATE VIEW reana_workflow_status AS
@@ -341,4 +377,5 @@ COMMENT ON TABLE log_chunks       IS 'Internal. Read workflow_logs.';
 COMMENT ON TABLE status_changes   IS 'Internal. Read status_history.';
 COMMENT ON TABLE seen_messages    IS 'Internal. Message ids that had their effect (0 none, 1 applied, 2 duplicate, 3 stale).';
 COMMENT ON TABLE seen_batches     IS 'Internal. The same for the ids of large batches, packed.';
+COMMENT ON TABLE dead_letter_actions IS 'Internal. Read dead_letter_audit.';
 COMMENT ON TABLE ledger           IS 'Internal. Read ledger_balance.';
