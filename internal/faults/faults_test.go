@@ -16,9 +16,11 @@ import (
 )
 
 var (
-	all    = flag.Bool("all", false, "run every scenario, not only the few that tell most")
-	report = flag.String("report", "", "write the table of all results to this `file`")
-	only   = flag.String("only", "", "run only the scenarios whose names match this `pattern`")
+	all     = flag.Bool("all", false, "run every scenario, not only the few that tell most")
+	report  = flag.String("report", "", "write the table of all results to this `file`")
+	lasting = flag.Duration("chaos", 0, "run load and random faults for so long, instead of the scenarios")
+	seed    = flag.Uint64("seed", uint64(time.Now().UnixNano())%1_000_000, "of the chance in -chaos")
+	only    = flag.String("only", "", "run only the scenarios whose names match this `pattern`")
 )
 
 func TestMain(m *testing.M) {
@@ -58,7 +60,9 @@ func TestFaults(t *testing.T) {
 		left = "Left out, because no small disk can be mounted here: database, disk full."
 		chosen = slices.DeleteFunc(chosen, func(s scenario) bool { return s.what == "disk full" })
 	}
-	if *only != "" {
+	if *lasting > 0 {
+		chosen = slices.DeleteFunc(chosen, func(s scenario) bool { return s.what != "chaos" })
+	} else if *only != "" {
 		pattern, err := regexp.Compile(*only)
 		if err != nil {
 			t.Fatalf("-only: %v", err)

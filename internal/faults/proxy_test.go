@@ -26,9 +26,11 @@ type proxy struct {
 
 // flow is what happens to the bytes of one direction.
 type flow struct {
-	held    bool // they wait
-	dropped bool // they vanish, and nobody is told
-	rate    int  // bytes a second; 0 is no limit
+	held    bool          // they wait
+	dropped bool          // they vanish, and nobody is told
+	rate    int           // bytes a second; 0 is no limit
+	delay   time.Duration // of each piece
+	limit   int           // a connection is reset after so many; 0 is no limit
 }
 
 type direction int
@@ -107,22 +109,39 @@ func (p *proxy) serve(client *net.TCPConn) {
 // pump carries bytes one way until either end closes.
 func (p *proxy) pump(k *link, d direction, from, to *net.TCPConn) {
 	buffer := make([]byte, 16<<10)
+	passed := 0 // since there is a limit
 	for {
 		n, err := from.Read(buffer)
-		rate, dropped, open := p.pass(k, d)
+		f, open := p.pass(k, d)
 		if !open {
 			return
 		}
-		for rest := buffer[:n]; len(rest) > 0 && !dropped; {
+		rest := buffer[:n]
+		if f.limit == 0 {
+			passed = 0
+		} else {
+			rest = rest[:min(n, f.limit-min(passed, f.limit))]
+			passed += n
+		}
+		if len(rest) > 0 {
+			time.Sleep(f.delay) // which is what a long line does
+		}
+		for len(rest) > 0 && !f.dropped {
 			part := rest
-			if rate > 0 {
-				part = rest[:min(len(rest), max(rate/50, 1))]
-				time.Sleep(time.Duration(len(part)) * time.Second / time.Duration(rate)) // which is what a slow line does
+			if f.rate > 0 {
+				part = rest[:min(len(rest), max(f.rate/50, 1))]
+				time.Sleep(time.Duration(len(part)) * time.Second / time.Duration(f.rate)) // and a slow one
 			}
 			if _, err := to.Write(part); err != nil {
 				return
 			}
 			rest = rest[len(part):]
+		}
+		if f.limit > 0 && passed >= f.limit {
+			p.mu.Lock()
+			p.closeLocked(k)
+			p.mu.Unlock()
+			return
 		}
 		if err == io.EOF {
 			_ = to.CloseWrite() // the other direction may have more to say
@@ -140,14 +159,16 @@ func (p *proxy) pump(k *link, d direction, from, to *net.TCPConn) {
 	}
 }
 
-// pass waits until bytes may go on.
-func (p *proxy) pass(k *link, d direction) (rate int, dropped, open bool) {
+// pass waits until bytes may go on, and says what happens to them.
+func (p *proxy) pass(k *link, d direction) (f flow, open bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for p.flows[d].held && !k.closed {
 		p.changed.Wait()
 	}
-	return p.flows[d].rate, p.flows[d].dropped || k.parted, !k.closed
+	f = p.flows[d]
+	f.dropped = f.dropped || k.parted
+	return f, !k.closed
 }
 
 // closeLocked ends k as a network does that has forgotten it: with a reset.
