@@ -52,9 +52,6 @@ func wrapApply(b *workflow.Batch, err error) error {
 	return fmt.Errorf("applying %d messages of %s: %w", len(b.Deliveries), b.Queue, translate(err))
 }
 
-// errRace ends a transaction that found a row created under its hands.
-var errRace = errors.New("another transaction created the workflow")
-
 // errApplied ends the transaction of a batch that was committed before.
 var errApplied = errors.New("the batch was applied before")
 
@@ -116,7 +113,7 @@ type application struct {
 	now   time.Time
 
 	states map[uuid.UUID]*runState
-	// order holds the ids of the states, sorted: all who write lock in this order.
+	// order holds the ids of the states, sorted: all who write do it in this order.
 	order []uuid.UUID
 	// stored holds the jobs that have a row.
 	stored map[*workflow.Job]struct{}
@@ -136,6 +133,7 @@ type application struct {
 // runState is the state of one run with what the batch does to it.
 type runState struct {
 	*workflow.State
+	fresh  bool // has no row yet
 	logged bool
 }
 
@@ -159,8 +157,7 @@ func messageKey(id string) uuid.UUID {
 	return uuid.NewSHA1(messageSpace, []byte(id))
 }
 
-// load locks and loads what the fold of the batch needs, in two round trips:
-// three if the batch brings new workflows.
+// load locks and loads what the fold of the batch needs, in two round trips.
 func (a *application) load(ctx context.Context) error {
 	n := len(a.batch.Deliveries)
 	a.outcomes = make([]workflow.Outcome, n)
@@ -209,7 +206,8 @@ func (a *application) load(ctx context.Context) error {
 	// The statements run one after the other, each with a snapshot of its own:
 	// what follows the lock sees what the lock waited for.
 	var q pgx.Batch
-	q.Queue(sqlLockWorkflows, uuids(a.order)).Query(a.scanRuns)
+	a.db.lockRuns(&q, a.order)
+	q.Queue(sqlLoadRuns, uuids(a.order)).Query(a.scanRuns)
 	if len(keys) > 0 {
 		findSeen(&q, keys, func(s seenID) { a.seen[s.id] = s.outcome })
 	}
@@ -225,42 +223,16 @@ func (a *application) load(ctx context.Context) error {
 	if err := a.tx.SendBatch(ctx, &q).Close(); err != nil {
 		return err
 	}
-	if err := a.create(ctx); err != nil {
-		return err
+	for _, id := range a.missing() {
+		a.states[id] = &runState{State: workflow.NewState(workflow.Run{ID: id}), fresh: true}
 	}
 	crashpoint.Hit("store.locked")
 	return nil
 }
 
-// create makes rows for the workflows that have none. A row that another
-// transaction created in this moment is waited for and then loaded.
-func (a *application) create(ctx context.Context) error {
-	missing := a.missing()
-	if len(missing) == 0 {
-		return nil
-	}
-	rows, err := a.tx.Query(ctx, `INSERT INTO workflows (id, created_at, updated_at, last_event_at)
-		SELECT id, $2, $2, $2 FROM unnest($1::uuid[]) AS id ON CONFLICT (id) DO NOTHING RETURNING id`, uuids(missing), a.now)
-	if err != nil {
-		return err
-	}
-	ids, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
-	if err != nil {
-		return err
-	}
-	for _, id := range ids {
-		a.states[id] = &runState{State: workflow.NewState(workflow.Run{ID: id})}
-	}
-	if len(ids) == len(missing) {
-		return nil
-	}
-	// Somebody else was faster with the others: begin anew, with their rows there.
-	return errRace
-}
-
-// missing are the ids, sorted, of workflows that have no row and are to get
-// one: a repeated message makes none, nor does a status where unknown
-// workflows are refused.
+// missing are the ids of workflows that have no row and are to get one: a
+// repeated message makes none, nor does a status where unknown workflows are
+// refused.
 func (a *application) missing() (ids []uuid.UUID) {
 	for i := range a.batch.Deliveries {
 		d := &a.batch.Deliveries[i]
@@ -270,8 +242,7 @@ func (a *application) missing() (ids []uuid.UUID) {
 		}
 		ids = append(ids, id)
 	}
-	slices.SortFunc(ids, compareIDs)
-	return slices.Compact(ids)
+	return ids
 }
 
 func (a *application) isSeen(key uuid.UUID) bool {
@@ -415,21 +386,27 @@ func (a *application) writeJobs(q *pgx.Batch) {
 
 // writeRuns returns the ids of the runs that readers should look at again.
 func (a *application) writeRuns(q *pgx.Batch) (touched []uuid.UUID) {
-	c := newRunColumns(len(a.order))
+	fresh, known := newRunColumns(0), newRunColumns(len(a.order))
 	for _, id := range a.order {
 		s := a.states[id]
 		if s == nil {
 			continue
 		}
-		if s.RunChanged {
-			c.add(s)
+		switch {
+		case s.RunChanged && s.fresh:
+			fresh.add(s)
+		case s.RunChanged:
+			known.add(s)
 		}
 		if s.RunChanged || s.logged {
 			touched = append(touched, id)
 		}
 	}
-	if len(c.id) > 0 {
-		q.Queue(sqlUpdateRuns, append(c.args(), a.now)...)
+	if len(fresh.id) > 0 {
+		q.Queue(sqlInsertRuns, append(fresh.args(), a.now)...)
+	}
+	if len(known.id) > 0 {
+		q.Queue(sqlUpdateRuns, append(known.args(), a.now)...)
 	}
 	return touched
 }

@@ -15,11 +15,11 @@ import (
 // number and text do not depend on the size of the batch. Statement, columns
 // and scan of one table stand together here.
 
-const sqlLockWorkflows = `
+const sqlLoadRuns = `
 SELECT id, attempt, planned, jobs_created, jobs_queued, jobs_running, jobs_finished, jobs_failed, jobs_stopped, jobs_cached,
        at_created, at_running, at_finished, at_failed, at_deleted, at_stopped, at_queued, at_pending,
        specified_at, last_event_at, engine, claims
-FROM workflows WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE`
+FROM workflows WHERE id = ANY($1)`
 
 func (a *application) scanRuns(rows pgx.Rows) error {
 	var (
@@ -57,7 +57,24 @@ func (a *application) scanRuns(rows pgx.Rows) error {
 	return err
 }
 
-const sqlUpdateRuns = `
+// A run's row is written once a batch, and a new one in the form in which it is
+// to stay: a change of what is indexed costs an entry in every index.
+const (
+	runsOfUnnest = `unnest($1::uuid[], $2::integer[], $3::integer[], $4::integer[], $5::integer[], $6::integer[], $7::integer[], $8::integer[], $9::integer[],
+            $10::integer[], $11::smallint[], $12::timestamptz[], $13::timestamptz[], $14::timestamptz[], $15::timestamptz[], $16::timestamptz[],
+            $17::timestamptz[], $18::timestamptz[], $19::timestamptz[], $20::timestamptz[], $21::timestamptz[], $22::text[], $23::text[])
+     AS u(id, attempt, planned, jobs_created, jobs_queued, jobs_running, jobs_finished, jobs_failed, jobs_stopped, jobs_cached, status,
+          at_created, at_running, at_finished, at_failed, at_deleted, at_stopped, at_queued, at_pending,
+          specified_at, last_event_at, engine, claims)`
+	sqlInsertRuns = `
+INSERT INTO workflows (created_at, updated_at, id, attempt, planned, jobs_created, jobs_queued, jobs_running, jobs_finished, jobs_failed, jobs_stopped,
+    jobs_cached, status, at_created, at_running, at_finished, at_failed, at_deleted, at_stopped, at_queued, at_pending,
+    specified_at, last_event_at, engine, claims)
+SELECT $24, $24, id, attempt, planned, jobs_created, jobs_queued, jobs_running, jobs_finished, jobs_failed, jobs_stopped,
+    jobs_cached, status, at_created, at_running, at_finished, at_failed, at_deleted, at_stopped, at_queued, at_pending,
+    specified_at, last_event_at, engine, claims::jsonb
+FROM ` + runsOfUnnest
+	sqlUpdateRuns = `
 UPDATE workflows AS w SET
     updated_at = $24, revision = w.revision + 1,
     attempt = u.attempt, planned = u.planned, jobs_created = u.jobs_created, jobs_queued = u.jobs_queued, jobs_running = u.jobs_running,
@@ -65,15 +82,12 @@ UPDATE workflows AS w SET
     at_created = u.at_created, at_running = u.at_running, at_finished = u.at_finished, at_failed = u.at_failed,
     at_deleted = u.at_deleted, at_stopped = u.at_stopped, at_queued = u.at_queued, at_pending = u.at_pending,
     specified_at = u.specified_at, last_event_at = u.last_event_at, engine = u.engine, claims = u.claims::jsonb
-FROM unnest($1::uuid[], $2::integer[], $3::integer[], $4::integer[], $5::integer[], $6::integer[], $7::integer[], $8::integer[], $9::integer[],
-            $10::integer[], $11::smallint[], $12::timestamptz[], $13::timestamptz[], $14::timestamptz[], $15::timestamptz[], $16::timestamptz[],
-            $17::timestamptz[], $18::timestamptz[], $19::timestamptz[], $20::timestamptz[], $21::timestamptz[], $22::text[], $23::text[])
-     AS u(id, attempt, planned, jobs_created, jobs_queued, jobs_running, jobs_finished, jobs_failed, jobs_stopped, jobs_cached, status,
-          at_created, at_running, at_finished, at_failed, at_deleted, at_stopped, at_queued, at_pending,
-          specified_at, last_event_at, engine, claims)
+FROM ` + runsOfUnnest + `
 WHERE w.id = u.id`
+)
 
-// runColumns are the parameters of sqlUpdateRuns but the last, the time.
+// runColumns are the parameters of sqlInsertRuns and sqlUpdateRuns but the last,
+// the time.
 type runColumns struct {
 	id                                                          uuidArray
 	attempt, planned                                            []int32
@@ -177,7 +191,7 @@ func scanJob(rows pgx.Rows, id *pgtype.UUID, j *workflow.Job) error {
 	return nil
 }
 
-// The lock of the run's row makes sure that what was not there when the jobs
+// The lock of the run makes sure that what was not there when the jobs
 // were loaded is not there now. So new jobs are inserted and known ones updated:
 // INSERT … ON CONFLICT would write half as much again to the log of the
 // database, for a conflict that cannot be.

@@ -97,13 +97,9 @@ func (a *advice) Error() string { return a.text }
 func (a *advice) Unwrap() error { return a.pg }
 
 // retryAtOnce reports whether a transaction lost a race that it would most
-// likely win the next time: a serialization failure, a deadlock, or a row that
-// somebody else was faster to create, or an id that somebody else was faster to
-// use: two messages of one id for two workflows.
+// likely win the next time: a serialization failure, a deadlock, or an id that
+// somebody else was faster to use: two messages of one id for two workflows.
 func retryAtOnce(err error) bool {
-	if errors.Is(err, errRace) {
-		return true
-	}
 	var pg *pgconn.PgError
 	return errors.As(err, &pg) && (pg.Code == "40001" || pg.Code == "40P01" || (pg.Code == "23505" && pg.ConstraintName == "seen_messages_pkey"))
 }

@@ -280,8 +280,8 @@ func cancelledQuery(w *site) {
 	})
 }
 
-// deadlock: the consumer holds the rows of its runs and wants to write logs;
-// another has locked the logs and wants one of the rows.
+// deadlock: the consumer has read the runs and wants to write logs; another has
+// locked the logs and wants the runs for itself.
 func deadlock(w *site) {
 	w.strike(locked, fault{alone: true, begin: func(w *site, p *process) { w.deadlock(p) }})
 }
@@ -294,10 +294,10 @@ func (w *site) deadlock(p *process) {
 	}
 	answered := make(chan error, 1)
 	go func() {
-		_, err := conn.Exec(w.Context(), w.names("SELECT id FROM SCHEMA_.workflows FOR UPDATE"))
+		_, err := conn.Exec(w.Context(), w.names("LOCK TABLE SCHEMA_.workflows IN ACCESS EXCLUSIVE MODE"))
 		answered <- err
 	}()
-	servicetest.Eventually(w, patience, "the other waits for a row", func() error {
+	servicetest.Eventually(w, patience, "the other waits for the runs", func() error {
 		n, err := w.number("SELECT count(*) FROM pg_stat_activity WHERE pid = $1 AND wait_event_type = 'Lock'", conn.PgConn().PID())
 		if err == nil && n == 0 {
 			err = errors.New("it does not")
@@ -306,7 +306,7 @@ func (w *site) deadlock(p *process) {
 	})
 	p.signal(w, syscall.SIGCONT)
 	if err := <-answered; err != nil {
-		w.Fatalf("the other was to get the rows, because the consumer was to be the victim of the deadlock: %v", err)
+		w.Fatalf("the other was to get the runs, because the consumer was to be the victim of the deadlock: %v", err)
 	}
 	release(conn)
 }
