@@ -25,6 +25,9 @@ const (
 	maxJobLog       = 2 * TailSize
 	maxRunLog       = 4 * TailSize
 	maxPendingText  = 16 << 20 // bytes of logs that wait for the broker
+	// specificPause is for each byte of engine_specific: a graph of thousands
+	// of jobs that grows with each of them would be most of the traffic.
+	specificPause = time.Second / (64 << 10)
 )
 
 // spoolPatience is how long Finish waits for the broker before it leaves the
@@ -106,8 +109,10 @@ type Reporter struct {
 	submission *workflow.Submission // not confirmed yet
 	submitting bool                 // it has been handed to the publisher
 	total      int                  // -1 while it is not known
-	specific   json.RawMessage
-	news       news // of the run as a whole
+	specific   func() json.RawMessage
+	heavy      time.Time // when engine_specific may be sent again
+	waiting    bool      // a timer runs until then
+	news       news      // of the run as a whole
 	jobs       map[string]*job
 	order      []*job // all jobs, in the order in which they were heard of
 	pending    []*job // those with something unsent, oldest first
@@ -218,12 +223,34 @@ func (r *Reporter) Total(n int) {
 
 // EngineSpecific publishes a JSON document for people who know the engine, by
 // convention an object whose "dag" has the keys "edges" and "nodes". It
-// replaces an earlier one.
-func (r *Reporter) EngineSpecific(doc json.RawMessage) {
+// replaces an earlier one. doc is called when a message is made of it, perhaps
+// by another goroutine and with the Reporter locked. A large document is not
+// sent with every message, but each 64 KiB of it cost a second's pause; the
+// terminal message has the latest in any case.
+func (r *Reporter) EngineSpecific(doc func() json.RawMessage) {
 	r.change(false, func(at time.Time) {
 		r.specific = doc
-		r.news.any, r.news.specific, r.news.at = true, true, at
+		r.news.specific, r.news.at = true, at
+		if wait := time.Until(r.heavy); wait > 0 {
+			if !r.waiting {
+				r.waiting = true
+				time.AfterFunc(wait, r.nudge)
+			}
+			return
+		}
+		r.news.any = true
 	})
+}
+
+// nudge has what was held back of engine_specific sent.
+func (r *Reporter) nudge() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.waiting = false
+	if r.final == nil && r.news.specific {
+		r.news.any = true
+		r.signal()
+	}
 }
 
 // Log appends text to the log of the run. Of more than 256 KiB that wait to
@@ -307,6 +334,11 @@ func (r *Reporter) change(urgent bool, apply func(at time.Time)) {
 	}
 	apply(r.now())
 	r.urgent = r.urgent || urgent
+	r.signal()
+}
+
+// signal wakes the goroutine.
+func (r *Reporter) signal() {
 	select {
 	case r.wake <- struct{}{}:
 	default:
@@ -661,11 +693,13 @@ func (r *Reporter) takeNews(m *workflow.StatusMessage) []*workflow.JobReport {
 	if r.news.total {
 		m.Progress.Total = workflow.Count(r.total)
 	}
-	if r.news.specific {
-		m.Progress.EngineSpecific = r.specific
+	held := r.news.specific && r.final == nil && time.Now().Before(r.heavy)
+	if r.news.specific && !held {
+		m.Progress.EngineSpecific = r.specific()
+		r.heavy = time.Now().Add(time.Duration(len(m.Progress.EngineSpecific)) * specificPause)
 	}
 	m.Logs = r.news.logs
-	r.news = news{at: r.news.at}
+	r.news = news{at: r.news.at, specific: held}
 
 	n := fitting(r.pending)
 	batch := make([]*workflow.JobReport, n)
@@ -788,6 +822,7 @@ func (r *Reporter) terminal(bare bool) (m *workflow.StatusMessage, carried int) 
 		}
 	}
 	m.Logs += r.final.logs
+	r.finalStates(m)
 	m.Progress.Total = workflow.Count(max(r.total, len(r.order)))
 	if len(r.order) > maxSnapshotJobs {
 		return m, carried
@@ -805,6 +840,20 @@ func (r *Reporter) terminal(bare bool) (m *workflow.StatusMessage, carried int) 
 	m.Progress.Failed = workflow.JobIDs(ids[workflow.JobFailed]...)
 	m.Progress.Cached = workflow.JobIDs(cached...)
 	return m, carried
+}
+
+// finalStates adds to the terminal message what its sections cannot say, and
+// its details do not: that a job was stopped, or how a repetition of it ended.
+func (r *Reporter) finalStates(m *workflow.StatusMessage) {
+	said := make(map[string]bool, len(m.Jobs))
+	for i := range m.Jobs {
+		said[m.Jobs[i].ID] = true
+	}
+	for _, j := range r.order {
+		if (j.attempt > 1 || j.status == workflow.JobStopped || j.status == workflow.JobQueued) && !said[j.id] && len(m.Jobs) < maxSnapshotJobs {
+			m.Jobs = append(m.Jobs, workflow.JobReport{ID: j.id, Status: j.status, Attempt: j.attempt, Cached: j.cached})
+		}
+	}
 }
 
 // join puts newer news of a job on top of older.

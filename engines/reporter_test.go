@@ -94,7 +94,7 @@ func TestReporterTellsARunInOrder(t *testing.T) {
 		r := start(t, broker)
 		r.Submit(&workflow.Submission{User: "ada", Workflow: runID.String(), Name: "demo"})
 		r.Total(2)
-		r.EngineSpecific(json.RawMessage(`{"dag":{}}`))
+		r.EngineSpecific(func() json.RawMessage { return json.RawMessage(`{"dag":{}}`) })
 		r.Log("going\n")
 		r.Begin()
 		synctest.Wait()

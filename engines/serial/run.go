@@ -2,13 +2,11 @@ package serial
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
-	"os/user"
 	"path/filepath"
 	"strings"
 	"time"
@@ -164,7 +162,7 @@ func (f *Failure) Where() string { return where(f.Step, f.Name, f.Command) }
 // JobID is the id of the job of a command, by the indexes of step and command.
 // It is the same whenever the workflow runs.
 func JobID(workflowID uuid.UUID, step, command int) string {
-	return uuid.NewSHA1(workflowID, fmt.Appendf(nil, "%s:%d/%d", engineName, step, command)).String()
+	return engines.JobID(workflowID, engineName, fmt.Sprintf("%d/%d", step, command))
 }
 
 // run is one run of a workflow.
@@ -282,10 +280,7 @@ func (r *run) submission() *workflow.Submission {
 		Labels:        r.cfg.Labels,
 	}
 	if s.User == "" {
-		s.User = fmt.Sprintf("uid-%d", os.Getuid())
-		if u, err := user.Current(); err == nil && u.Username != "" {
-			s.User = u.Username
-		}
+		s.User = engines.ProcessUser()
 	}
 	if s.Name == "" {
 		s.Name = "workflow"
@@ -352,32 +347,22 @@ func (r *run) begin(jobs []job) {
 		r.once.warn("commands run on this machine, not in the container images that their steps name", "steps", images)
 	}
 	r.reporter.Total(len(jobs))
-	r.reporter.EngineSpecific(r.dag(jobs))
+	r.reporter.EngineSpecific(engines.Specific(map[string]any{"engine": engineName, "version": r.cfg.Version, "dag": r.dag(jobs)}))
 	r.reporter.Log(fmt.Sprintf("serial workflow: %d steps, %d commands, attempt %d, workspace %s\n", steps, len(jobs), r.result.Attempt, r.ws.dir))
 	r.reporter.Begin()
 }
 
-// dag is the chain of jobs in the form in which REANA's engines draw graphs.
-func (r *run) dag(jobs []job) json.RawMessage {
-	type node struct {
-		ID       string            `json:"id"`
-		Metadata map[string]string `json:"metadata"`
-		JobID    map[string]string `json:"jobid"`
-	}
-	nodes, edges := make([]node, len(jobs)), make([][2]string, 0, len(jobs))
+// dag is the chain of jobs.
+func (r *run) dag(jobs []job) *engines.Graph {
+	var g engines.Graph
 	for i, j := range jobs {
-		name := fmt.Sprintf("%d/%d", j.step, j.command)
-		nodes[i] = node{name, map[string]string{"name": engines.Text(j.name)}, map[string]string{"job_id": r.jobID(j)}}
+		id := fmt.Sprintf("%d/%d", j.step, j.command)
+		g.Nodes = append(g.Nodes, engines.Node{ID: id, Name: engines.Text(j.name), JobID: r.jobID(j)})
 		if i > 0 {
-			edges = append(edges, [2]string{nodes[i-1].ID, name})
+			g.Edges = append(g.Edges, [2]string{g.Nodes[i-1].ID, id})
 		}
 	}
-	doc, _ := json.Marshal(map[string]any{ // texts only: cannot fail
-		"engine":  engineName,
-		"version": r.cfg.Version,
-		"dag":     map[string]any{"edges": edges, "nodes": nodes},
-	})
-	return doc
+	return &g
 }
 
 func (r *run) jobID(j job) string { return JobID(r.result.WorkflowID, j.step, j.command) }

@@ -1,0 +1,163 @@
+package engines
+
+import (
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// relayPatience is how long a Relay waits for a reader of its copy. A reader
+// that takes nothing for that long is stopped, and gets what fits.
+const relayPatience = time.Second
+
+// Relay is the other half of [Supervision.Relay]: it copies standard input to
+// standard output unchanged, and to the descriptor 3 for this package's
+// Supervise. It ends with its input, and with nothing else: neither an output
+// that is gone nor a copy that nobody reads holds up or ends the engine that
+// writes to it.
+//
+// It is a process of its own because the engine must be able to write to its
+// standard error after the process that supervises it was killed.
+func Relay() {
+	// The signals of the terminal and of a platform are for others.
+	ignoreSignals()
+	_ = syscall.SetNonblock(3, true)
+	relay(os.Stdin, os.Stdout, os.NewFile(3, "copy"))
+}
+
+// deadliner is what relay needs of its copy.
+type deadliner interface {
+	io.Writer
+	SetWriteDeadline(time.Time) error
+}
+
+func relay(in io.Reader, out io.Writer, tap deadliner) {
+	buffer := make([]byte, 64<<10)
+	patience := relayPatience
+	for {
+		n, err := in.Read(buffer)
+		if n > 0 {
+			if out != nil {
+				if _, e := out.Write(buffer[:n]); e != nil {
+					out = nil
+				}
+			}
+			if tap != nil {
+				_ = tap.SetWriteDeadline(time.Now().Add(patience))
+				switch _, e := tap.Write(buffer[:n]); {
+				case e == nil:
+					patience = relayPatience
+				case errors.Is(e, os.ErrDeadlineExceeded):
+					patience = time.Millisecond
+				default: // the reader is gone
+					tap = nil
+				}
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// errorTap is the way of an engine's standard error: through a relay to where
+// it goes without us, and in copy to the tail and, line by line, to the events.
+// Without a relay it goes there directly.
+type errorTap struct {
+	direct *os.File
+	write  *os.File   // the engine's end
+	read   *os.File   // our end of the copy
+	spare  []*os.File // ends that are others' after the start
+	relay  *exec.Cmd
+	done   sync.WaitGroup
+}
+
+func newErrorTap(r *supervisor, watched bool) *errorTap {
+	t := &errorTap{direct: r.Stderr}
+	if len(r.Relay) == 0 || !watched {
+		return t
+	}
+	if err := t.start(r.Relay, r.Stderr); err != nil {
+		r.Logger.Warn("the end of the engine's standard error is not reported", "err", err)
+		return t
+	}
+	t.done.Go(func() {
+		lines := Lines{Max: 64 << 10, Emit: func(line []byte) { r.emit(Event{Source: Stderr, Line: line}) }}
+		buffer := make([]byte, 32<<10)
+		for {
+			n, err := t.read.Read(buffer)
+			_, _ = r.tail.Write(buffer[:n])
+			if r.watch.Stderr {
+				_, _ = lines.Write(buffer[:n])
+			}
+			if err != nil {
+				_ = lines.Close()
+				return
+			}
+		}
+	})
+	return t
+}
+
+func (t *errorTap) start(command []string, stderr *os.File) (err error) {
+	var all [4]*os.File
+	defer func() {
+		if err != nil {
+			for _, f := range all {
+				if f != nil {
+					f.Close()
+				}
+			}
+		}
+	}()
+	if all[0], all[1], err = os.Pipe(); err != nil {
+		return err
+	}
+	if all[2], all[3], err = os.Pipe(); err != nil {
+		return err
+	}
+	t.relay = exec.Command(command[0], command[1:]...)
+	t.relay.Stdin, t.relay.Stdout, t.relay.ExtraFiles = all[0], stderr, []*os.File{all[3]}
+	t.relay.Env = []string{"PATH=" + os.Getenv("PATH")}
+	t.relay.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err = t.relay.Start(); err != nil {
+		return err
+	}
+	t.write, t.read, t.spare = all[1], all[2], []*os.File{all[0], all[3]}
+	return nil
+}
+
+// engine is the engine's standard error.
+func (t *errorTap) engine() *os.File {
+	if t.write == nil {
+		return t.direct
+	}
+	return t.write
+}
+
+// started gives up the ends that are the engine's and the relay's alone.
+func (t *errorTap) started() {
+	if t.write == nil {
+		return
+	}
+	t.write.Close()
+	for _, f := range t.spare {
+		f.Close()
+	}
+}
+
+// wait waits for the end of the copy, and d at most: what the engine left
+// running may hold it open, and goes on writing to the relay.
+func (t *errorTap) wait(d time.Duration) {
+	if t.write == nil {
+		return
+	}
+	_ = t.read.SetReadDeadline(time.Now().Add(d))
+	t.done.Wait()
+	t.read.Close()
+	go func() { _ = t.relay.Wait() }() // it ends with the last that writes to it
+}
