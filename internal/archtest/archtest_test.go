@@ -23,14 +23,14 @@ var may = map[string][]string{
 	"workflow":                          {},
 	"schemas":                           {},
 	"internal/wire":                     {"workflow", "schemas"},
-	"internal/broker":                   {},
+	"internal/broker":                   {"internal/credential"},
 	"internal/bench":                    {"workflow", "schemas", "internal/wire", "internal/broker", "publisher", "consumer", "store"},
 	"publisher":                         {"workflow", "schemas", "internal/broker", "internal/crashpoint", "internal/wire", "publisher/spool"},
 	"publisher/spool":                   {"internal/crashpoint"},
 	"engines":                           {"workflow"},
 	"engines/*":                         {"workflow", "engines"},
 	"consumer":                          {"workflow", "schemas", "internal/broker", "internal/crashpoint", "internal/wire"},
-	"store":                             {"workflow", "internal/crashpoint"},
+	"store":                             {"workflow", "internal/crashpoint", "internal/credential"},
 	"api":                               {"workflow"},
 	"web":                               {"workflow"},
 	"cmd/waymark":                       {"*"},
@@ -39,13 +39,14 @@ var may = map[string][]string{
 	"internal/servicetest":              {"internal/devstack"},
 	"internal/archtest":                 {},
 	"internal/crashpoint":               {},
+	"internal/credential":               {},
 	"internal/faults":                   {},
 	"internal/faults/cmd/publishtrace":  {"publisher"},
 }
 
 // testsMay lists what test files may import beyond that. The package under test
 // is always allowed.
-var testsMay = []string{"internal/servicetest"}
+var testsMay = []string{"internal/servicetest", "engines/enginetest"}
 
 // testsOf lists what the tests of single packages may import beyond that: the
 // consumer is nothing without a store, and is tested with the real one.
