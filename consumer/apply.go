@@ -92,11 +92,23 @@ func (c *Consumer) publishDead(ctx context.Context, s *session, letters []letter
 		}
 	}
 	crashpoint.Hit("consumer.dead-letter-confirmed")
-	for _, l := range letters {
-		c.metrics.deadLettered(l.reason)
-	}
-	c.cfg.Logger.Warn("messages were dead-lettered", "queue", c.cfg.Queue, "count", len(letters), "reason", letters[0].reason, "pointer", letters[0].pointer)
+	c.tell(letters)
 	return nil
+}
+
+// tell counts letters and logs them, one record for each reason.
+func (c *Consumer) tell(letters []letter) {
+	counts := map[string]int{}
+	var first []letter // of each reason
+	for _, l := range letters {
+		if counts[l.reason]++; counts[l.reason] == 1 {
+			first = append(first, l)
+		}
+	}
+	for _, l := range first {
+		c.metrics.deadLettered(l.reason, counts[l.reason])
+		c.cfg.Logger.Warn("messages were dead-lettered", "queue", c.cfg.Queue, "count", counts[l.reason], "reason", l.reason, "pointer", l.pointer)
+	}
 }
 
 // apply applies items in one transaction, or in several where the store
@@ -172,7 +184,7 @@ func (c *Consumer) applyUntilAnswered(ctx context.Context, s *session, items []*
 		began := time.Now()
 		outcomes, err := c.cfg.Store.Apply(ctx, b)
 		if err == nil || errors.Is(err, workflow.ErrRejected) || errors.Is(err, workflow.ErrUnknownWorkflow) {
-			c.metrics.answered(len(items), time.Since(began), err)
+			c.metrics.answered(b, time.Since(began), err)
 			if c.storeIs(nil) {
 				c.cfg.Logger.Info("the database answers again", "queue", c.cfg.Queue)
 			}
@@ -184,7 +196,7 @@ func (c *Consumer) applyUntilAnswered(ctx context.Context, s *session, items []*
 		if errors.Is(err, errNotHeld) {
 			return nil, err
 		}
-		c.metrics.failed()
+		c.metrics.failed(err)
 		wait := pause.NextBackOff()
 		if c.storeIs(err) {
 			c.cfg.Logger.Warn("consumption is paused: the database does not take messages", "queue", c.cfg.Queue, "err", err, "retry_in", wait)
@@ -213,6 +225,9 @@ func (c *Consumer) held(s *session) func(context.Context) error {
 		// The library's calls have no context; the end of ctx, too, closes the
 		// connection.
 		defer time.AfterFunc(heldTimeout, s.farewell).Stop()
+		s.rpc.Lock()
+		defer s.rpc.Unlock()
+		// It would hold for what is consumed from now on, and is said again before.
 		if err := s.ch.Qos(c.cfg.Prefetch, 0, false); err != nil {
 			return fmt.Errorf("%w: %w", errNotHeld, broker.Explain(err))
 		}

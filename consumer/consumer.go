@@ -50,10 +50,18 @@ type Config struct {
 	Linger time.Duration
 	// Logger for faults, one record each. Default: nothing is logged.
 	Logger *slog.Logger
+	// MaxHeldBytes is about how much memory deliveries may take between their
+	// arrival and their acknowledgement. Where messages are large fewer are sent
+	// ahead; what was on its way when the limit was reached may come on top, up to
+	// as much again, and so may one message. Default 64 MiB.
+	MaxHeldBytes int
+	// MaxLogBytes is the greatest size of one piece of log. Of a longer one head
+	// and tail are kept; see workflow.CutLog. Default workflow.DefaultMaxLogBytes.
+	MaxLogBytes int
 	// Now is the clock that stamps messages without a time. Default time.Now.
 	Now func() time.Time
 	// Prefetch is the number of unacknowledged messages the broker sends
-	// ahead. Default 2000, or 4 batches if that is more.
+	// ahead, while they are small. Default 2000, or 4 batches if that is more.
 	Prefetch int
 	// Queue to consume. Required.
 	Queue string
@@ -85,6 +93,12 @@ func (c Config) withDefaults() Config {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
+	if c.MaxHeldBytes == 0 {
+		c.MaxHeldBytes = 64 << 20
+	}
+	if c.MaxLogBytes == 0 {
+		c.MaxLogBytes = workflow.DefaultMaxLogBytes
+	}
 	if c.Now == nil {
 		c.Now = time.Now
 	}
@@ -104,7 +118,11 @@ type Consumer struct {
 	id      uuid.UUID
 	number  int64 // of the last batch; the applying goroutine's alone
 	metrics *metrics
+	intake  *intake
 	workers int
+	// batchBytes ends a batch.
+	batchBytes int
+	overrun    bool // the session before was cut for what it held
 
 	mu     sync.Mutex
 	health Health
@@ -142,16 +160,24 @@ func New(cfg Config) (*Consumer, error) {
 		return nil, fmt.Errorf("consumer: prefetch %d is below the batch size %d: a batch would never be full; raise one or lower the other", cfg.Prefetch, cfg.BatchSize)
 	case cfg.Prefetch > 65535:
 		return nil, fmt.Errorf("consumer: prefetch %d: AMQP allows at most 65535", cfg.Prefetch)
+	case cfg.MaxHeldBytes < minHeldBytes:
+		return nil, fmt.Errorf("consumer: %d bytes to hold: expected at least %d", cfg.MaxHeldBytes, minHeldBytes)
+	case cfg.MaxLogBytes < workflow.MinLogBytes:
+		return nil, fmt.Errorf("consumer: pieces of log of %d bytes: expected at least %d", cfg.MaxLogBytes, workflow.MinLogBytes)
 	}
 	queue := cfg.Topology.Status(cfg.Queue)
 	if cfg.Kind == schemas.SubmissionKind {
 		queue = cfg.Topology.Submission(cfg.Queue)
 	}
+	in := newIntake(int64(cfg.MaxHeldBytes), cfg.Prefetch)
 	return &Consumer{
-		cfg: cfg, queue: queue, id: uuid.New(), metrics: newMetrics(cfg.Registerer, cfg.Queue),
-		workers: runtime.GOMAXPROCS(0), health: Health{Broker: errStarting},
+		cfg: cfg, queue: queue, id: uuid.New(), metrics: newMetrics(cfg.Registerer, cfg.Queue, in), intake: in,
+		workers: runtime.GOMAXPROCS(0), batchBytes: min(maxBatchBytes, cfg.MaxHeldBytes/4), health: Health{Broker: errStarting},
 	}, nil
 }
+
+// minHeldBytes has room for the messages of ordinary traffic, 4 KiB each.
+const minHeldBytes = 1 << 20
 
 // Health tells what the consumer is waiting for at this moment.
 func (c *Consumer) Health() Health {
@@ -192,6 +218,9 @@ func (c *Consumer) Run(ctx context.Context) error {
 		err := c.session(ctx)
 		if ctx.Err() != nil {
 			return nil
+		}
+		if errors.Is(err, errOverrun) {
+			continue // nothing is wrong with the broker
 		}
 		c.brokerIs(err)
 		// What the session waited for is another's to wait for now.

@@ -19,7 +19,8 @@ import (
 // batch is what one transaction applies and one ack settles.
 type batch struct {
 	items     []item
-	bytes     int
+	bytes     int   // of the bodies
+	weight    int64 // of the deliveries
 	lingering bool
 }
 
@@ -51,6 +52,7 @@ func (c *Consumer) decode(b *batch, chunk []amqp.Delivery) {
 	for i := range chunk {
 		b.items = append(b.items, item{tag: chunk[i].DeliveryTag, size: len(chunk[i].Body), raw: chunk[i], arrived: now})
 		b.bytes += len(chunk[i].Body)
+		b.weight += weigh(&chunk[i])
 	}
 	items := b.items[start:]
 	if len(items) < parallelFrom || c.workers == 1 {
@@ -85,6 +87,9 @@ func (c *Consumer) decodeItems(items []item) {
 		it.Status, it.refused = wire.DecodeStatus(body, c.cfg.Limits)
 		if it.refused != nil {
 			continue
+		}
+		if cut := it.Status.CutLogs(c.cfg.MaxLogBytes); cut > 0 {
+			c.metrics.cutLogs.Add(float64(cut))
 		}
 		if it.Status.EventTime.IsZero() {
 			it.Status.EventTime = it.arrived

@@ -16,7 +16,7 @@ import (
 	"waymark/workflow"
 )
 
-// value is that of a metric without labels but the queue's.
+// value is that of a metric, summed over all its labels.
 func value(t *testing.T, r *prometheus.Registry, name string) float64 {
 	t.Helper()
 	families, err := r.Gather()
@@ -25,8 +25,11 @@ func value(t *testing.T, r *prometheus.Registry, name string) float64 {
 	}
 	for _, f := range families {
 		if f.GetName() == name {
-			m := f.GetMetric()[0]
-			return m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			sum := 0.0
+			for _, m := range f.GetMetric() {
+				sum += m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			}
+			return sum
 		}
 	}
 	t.Fatalf("there is no metric %s", name)

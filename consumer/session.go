@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -17,15 +19,25 @@ import (
 // the queue, or that the connection went without a reason.
 var errClosed = errors.New("the broker ended the session")
 
-// session is one connection, one channel, one consume.
+// session is one connection, one channel, one consume at a time.
 type session struct {
-	id   uuid.UUID
-	conn *amqp.Connection
-	ch   *amqp.Channel
-	dead *deadLetters
+	id    uuid.UUID
+	queue string
+	conn  *amqp.Connection
+	link  net.Conn // under conn, to be closed without a word
+	ch    *amqp.Channel
+	dead  *deadLetters
+	// rpc is held while the broker is asked something over ch: the library gives
+	// an answer to anybody who waits.
+	rpc  sync.Mutex
+	turn int // counts the consumes
+	// background is what else runs until the connection is closed.
+	background sync.WaitGroup
 	// gone is closed when the connection or the channel is.
 	gone chan struct{}
 	err  error // why; valid once gone is closed
+	// prefetch it began with.
+	prefetch int
 }
 
 // session opens a session and works until it ends or ctx does; then it drains.
@@ -35,8 +47,24 @@ func (c *Consumer) session(ctx context.Context) (err error) {
 		return err
 	}
 	c.brokerIs(nil)
-	c.cfg.Logger.Info("consuming", "queue", c.cfg.Queue, "topology", c.cfg.Topology, "prefetch", c.cfg.Prefetch)
-	defer s.farewell()
+	if c.overrun {
+		c.overrun = false
+		c.cfg.Logger.Info("asking for fewer messages at a time: they are large", "queue", c.cfg.Queue, "prefetch", s.prefetch)
+	} else {
+		c.cfg.Logger.Info("consuming", "queue", c.cfg.Queue, "topology", c.cfg.Topology, "prefetch", s.prefetch)
+	}
+	received := make(chan struct{})
+	go func() {
+		defer close(received)
+		c.receive(s, deliveries)
+	}()
+	s.background.Go(func() { c.watchDepth(s) })
+	defer func() {
+		s.farewell()
+		<-received
+		s.background.Wait()
+		c.intake.end()
+	}()
 	defer s.dead.close()
 
 	ready := make(chan *batch)
@@ -45,7 +73,7 @@ func (c *Consumer) session(ctx context.Context) (err error) {
 	gathering, stop := context.WithCancel(ctx)
 	go func() {
 		defer close(gathered)
-		c.gather(gathering, deliveries, ready, used)
+		c.gather(gathering, received, ready, used)
 	}()
 	// Draining may outlive ctx, but not for ever.
 	applying, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
@@ -68,6 +96,9 @@ func (c *Consumer) session(ctx context.Context) (err error) {
 		if err = c.process(applying, s, b); err != nil {
 			break
 		}
+		if c.intake.settle(len(b.items), b.weight) {
+			s.pause()
+		}
 		b.reset()
 		used <- b
 	}
@@ -79,7 +110,13 @@ func (c *Consumer) session(ctx context.Context) (err error) {
 	case ctx.Err() == nil && err == nil:
 		<-s.gone
 		err = s.err
-	case ctx.Err() != nil && err != nil:
+		fallthrough
+	case ctx.Err() == nil:
+		if c.intake.cut() {
+			c.metrics.overruns.Inc()
+			c.overrun, err = true, errOverrun
+		}
+	case err != nil && ctx.Err() != nil && err != nil:
 		c.cfg.Logger.Warn("draining was cut short; what is not acknowledged will be delivered again", "queue", c.cfg.Queue, "err", err)
 	}
 	return err
@@ -94,7 +131,11 @@ const farewellTimeout = 2 * time.Second
 func (s *session) farewell() { _ = s.conn.CloseDeadline(time.Now().Add(farewellTimeout)) }
 
 func (c *Consumer) open(ctx context.Context) (_ *session, _ <-chan amqp.Delivery, err error) {
-	conn, err := broker.Dial(ctx, broker.Config{URL: c.cfg.URL, TLS: c.cfg.TLS, ConnectionName: c.cfg.ConnectionName})
+	var link net.Conn
+	conn, err := broker.Dial(ctx, broker.Config{URL: c.cfg.URL, TLS: c.cfg.TLS, ConnectionName: c.cfg.ConnectionName, Wrap: func(l net.Conn) net.Conn {
+		link = l
+		return l
+	}})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -113,10 +154,7 @@ func (c *Consumer) open(ctx context.Context) (_ *session, _ <-chan amqp.Delivery
 	if err != nil {
 		return nil, nil, broker.Explain(err)
 	}
-	if err := ch.Qos(c.cfg.Prefetch, 0, false); err != nil {
-		return nil, nil, broker.Explain(err)
-	}
-	s := &session{id: uuid.New(), conn: conn, ch: ch, gone: make(chan struct{})}
+	s := &session{id: uuid.New(), queue: c.cfg.Queue, conn: conn, link: link, ch: ch, prefetch: c.intake.begin(), gone: make(chan struct{})}
 	s.dead = &deadLetters{
 		dial:  broker.Config{URL: c.cfg.URL, TLS: c.cfg.TLS, ConnectionName: c.cfg.ConnectionName + " dead letters"},
 		queue: c.cfg.Topology.DeadLetter(c.cfg.Queue),
@@ -124,7 +162,7 @@ func (c *Consumer) open(ctx context.Context) (_ *session, _ <-chan amqp.Delivery
 	connClosed := conn.NotifyClose(make(chan *amqp.Error, 1))
 	chClosed := ch.NotifyClose(make(chan *amqp.Error, 1))
 	cancelled := ch.NotifyCancel(make(chan string, 1))
-	deliveries, err := ch.Consume(c.cfg.Queue, "", false, false, false, false, nil)
+	deliveries, err := s.consume(s.prefetch)
 	if err != nil {
 		return nil, nil, broker.Explain(err)
 	}
@@ -152,15 +190,15 @@ func (c *Consumer) open(ctx context.Context) (_ *session, _ <-chan amqp.Delivery
 	return s, deliveries, nil
 }
 
-// gather reads deliveries, decodes them and hands them over in batches, until
-// ctx or the deliveries end. It closes ready.
+// gather decodes what is received and hands it over in batches, until ctx ends
+// or nothing more is received. It closes ready.
 //
 // While the last batch is being applied the next one grows. An idle applier
 // gets what there is at once, unless messages come fast: then a short wait
 // saves many small transactions.
 //
 // It takes the batches that have been dealt with from used, for their room.
-func (c *Consumer) gather(ctx context.Context, deliveries <-chan amqp.Delivery, ready chan<- *batch, used <-chan *batch) {
+func (c *Consumer) gather(ctx context.Context, received <-chan struct{}, ready chan<- *batch, used <-chan *batch) {
 	defer close(ready)
 	chunk := make([]amqp.Delivery, 0, c.cfg.BatchSize)
 	next := new(batch)
@@ -168,8 +206,8 @@ func (c *Consumer) gather(ctx context.Context, deliveries <-chan amqp.Delivery, 
 	linger := time.NewTimer(0)
 	<-linger.C
 	for {
-		in, out, size := deliveries, ready, len(next.items)
-		if size >= c.cfg.BatchSize || next.bytes >= maxBatchBytes {
+		in, out, size := c.intake.some, ready, len(next.items)
+		if size >= c.cfg.BatchSize || next.bytes >= c.batchBytes {
 			in = nil
 		}
 		if size == 0 {
@@ -195,11 +233,12 @@ func (c *Consumer) gather(ctx context.Context, deliveries <-chan amqp.Delivery, 
 			default:
 				next = new(batch)
 			}
-		case d, ok := <-in:
-			if !ok {
-				return // the session is over, nothing gathered can be settled
+		case <-received:
+			return // the session is over, nothing gathered can be settled
+		case <-in:
+			if chunk = c.intake.next(chunk[:0], c.cfg.BatchSize-len(next.items), c.batchBytes-next.bytes); len(chunk) == 0 {
+				continue
 			}
-			chunk = drain(append(chunk[:0], d), in, c.cfg.BatchSize-len(next.items))
 			if len(next.items) == 0 && c.cfg.Linger > 0 && last+len(chunk) >= lingerFrom {
 				next.lingering = true
 				linger.Reset(c.cfg.Linger)
@@ -213,25 +252,10 @@ func (c *Consumer) gather(ctx context.Context, deliveries <-chan amqp.Delivery, 
 
 const (
 	// maxBatchBytes ends a batch of large bodies early: a transaction of a
-	// hundred megabytes helps nobody.
+	// hundred megabytes helps nobody. A quarter of what may be held, if that is
+	// less: the next batch is gathered meanwhile.
 	maxBatchBytes = 32 << 20
 	// lingerFrom is how many messages, in the last batch and at once, count as
 	// coming fast.
 	lingerFrom = 8
 )
-
-// drain appends what can be had from in without waiting, up to max in all.
-func drain(chunk []amqp.Delivery, in <-chan amqp.Delivery, max int) []amqp.Delivery {
-	for len(chunk) < max {
-		select {
-		case d, ok := <-in:
-			if !ok {
-				return chunk // the next read learns of it too
-			}
-			chunk = append(chunk, d)
-		default:
-			return chunk
-		}
-	}
-	return chunk
-}
