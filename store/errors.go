@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"waymark/internal/credential"
 	"waymark/workflow"
 )
 
@@ -67,8 +69,12 @@ func translatePg(pg *pgconn.PgError) error {
 			detail += " (constraint " + pg.ConstraintName + ")"
 		}
 		return fmt.Errorf("%w: %s [%s]", workflow.ErrRejected, detail, pg.Code)
+	case pg.Code == "28000" && strings.Contains(pg.Message, "certificate"):
+		return advise(pg, "Postgres refuses the login: %s; set database.tls_cert and database.tls_key (sslcert and sslkey in database.url)", pg.Message)
+	case pg.Code == "28000" && strings.Contains(pg.Message, "no encryption"):
+		return advise(pg, "Postgres refuses the login: %s; it may want TLS: set sslmode=verify-full in database.url", pg.Message)
 	case pg.Code == "28P01" || pg.Code == "28000":
-		return advise(pg, "Postgres refuses the login: %s; check user and password in database.url", pg.Message)
+		return advise(pg, "Postgres refuses the login: %s; check user and password in database.url, or database.password_file", pg.Message)
 	case pg.Code == "3D000":
 		return advise(pg, "%s; create it, or name another in database.url", pg.Message)
 	case pg.Code == "42501":
@@ -117,9 +123,28 @@ func lastLine(err error) string {
 	if errors.As(err, &pg) {
 		return translatePg(pg).Error()
 	}
+	if says, ok := tlsFault(err); ok {
+		return says
+	}
 	lines := strings.Split(strings.TrimSpace(err.Error()), "\n")
 	// Our own port is another with each try, and a reason is logged only once.
 	return ownAddress.ReplaceAllString(strings.TrimSpace(lines[len(lines)-1]), "")
+}
+
+// tlsFault says what is wrong if the server and we do not agree on TLS.
+func tlsFault(err error) (says string, ok bool) {
+	if why, remedy, unverified := credential.Unverified(err, "database.tls_ca (sslrootcert in database.url)"); unverified {
+		return fmt.Sprintf("its certificate does not verify: %s; %s", why, remedy), true
+	}
+	var alert tls.AlertError
+	var notTLS tls.RecordHeaderError
+	switch {
+	case errors.As(err, &alert):
+		return fmt.Sprintf("it refused the TLS handshake: %s; check database.tls_cert and database.tls_key (sslcert and sslkey in database.url)", alert), true
+	case strings.Contains(err.Error(), "server refused TLS connection"), errors.As(err, &notTLS):
+		return "it does not speak TLS; turn that on there, or set sslmode=disable in database.url if the network is trusted", true
+	}
+	return "", false
 }
 
 // ownAddress is our end of a connection in the errors of package net, which

@@ -21,10 +21,10 @@ import (
 // returned, so that a caller with a wrong URL is told.
 func (db *DB) Listen(ctx context.Context, changed func(ctx context.Context, ids []uuid.UUID) error) error {
 	wait := backoff.NewExponentialBackOff()
-	wait.InitialInterval, wait.MaxInterval = 100*time.Millisecond, 10*time.Second
+	wait.InitialInterval, wait.MaxInterval = 100*time.Millisecond, 3*time.Second
 	connected, told := false, false
 	for {
-		conn, err := pgx.ConnectConfig(ctx, db.connect.Copy())
+		conn, err := db.dial(ctx)
 		if err == nil {
 			connected, told = true, false
 			wait.Reset()

@@ -11,7 +11,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
 
@@ -131,7 +130,7 @@ func (db *DB) provider() (*goose.Provider, *sql.DB, error) {
 		return nil, nil, err
 	}
 	// A pool of its own: building an index may take longer than the statements of others may.
-	pool := stdlib.OpenDB(*db.connect)
+	pool := db.pool(nil)
 	provider, err := goose.NewProvider(goose.DialectPostgres, pool, files,
 		goose.WithTableName(versionTable), goose.WithSessionLocker(locker), goose.WithDisableGlobalRegistry(true), goose.WithSlog(db.cfg.Logger))
 	if err != nil {

@@ -17,12 +17,14 @@ import (
 
 // Config says where the database is. Only URL is required.
 type Config struct {
-	// ApplicationName is shown in pg_stat_activity. Default "waymark".
+	// ApplicationName is shown in pg_stat_activity, unless the URL has one.
+	// Default "waymark".
 	ApplicationName string
 	// ApplyTimeout bounds one try of [DB.Apply]: a database that has gone
 	// silent is given up and tried anew. Default 30 s.
 	ApplyTimeout time.Duration
-	// ConnectTimeout bounds one try to connect. Default 5 s.
+	// ConnectTimeout bounds one try to connect. Default the URL's
+	// connect_timeout, else 5 s.
 	ConnectTimeout time.Duration
 	// Logger for what has no caller to tell. Default: nothing is logged.
 	Logger *slog.Logger
@@ -37,9 +39,10 @@ type Config struct {
 	// UnknownWorkflows says what becomes of a status message for a workflow
 	// not heard of before. Default CreateUnknown.
 	UnknownWorkflows UnknownPolicy
-	// URL of the database: postgres://user@host/name or key=value words.
-	// libpq's environment (PGHOST, PGPASSWORD, PGPASSFILE, …) fills what it
-	// leaves open. Required.
+	// URL of the database: postgres://user@host/name or key=value words, as
+	// [ParseURL] reads it. libpq's environment (PGHOST, PGPASSWORD, PGPASSFILE,
+	// …) fills what it leaves open. It is read anew for each connection, with
+	// the files that it names. Required.
 	URL string
 }
 
@@ -61,9 +64,6 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.ApplyTimeout == 0 {
 		c.ApplyTimeout = 30 * time.Second
-	}
-	if c.ConnectTimeout == 0 {
-		c.ConnectTimeout = 5 * time.Second
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -89,14 +89,15 @@ var schemaName = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,49}$`)
 // DB is a Waymark database. Its methods may be called at once by many.
 type DB struct {
 	cfg     Config
-	connect *pgx.ConnConfig // for reading, migrating, listening
+	connect *pgx.ConnConfig // as it was when db was opened
 	gorm    *gorm.DB
 	reads   *sql.DB
 	applies *sql.DB
 }
 
-// Open checks cfg and returns the database. It does not connect: a server that
-// is down is found by the first call that needs it.
+// Open checks cfg, and the files that its URL names, and returns the database.
+// It does not connect: a server that is down is found by the first call that
+// needs it.
 func Open(_ context.Context, cfg Config) (*DB, error) {
 	cfg = cfg.WithDefaults()
 	if cfg.URL == "" {
@@ -111,33 +112,19 @@ func Open(_ context.Context, cfg Config) (*DB, error) {
 	if cfg.MaxConnections < 1 {
 		return nil, fmt.Errorf("%d connections to the database: expected at least 1", cfg.MaxConnections)
 	}
-	connect, err := pgx.ParseConfig(cfg.URL)
-	if err != nil {
-		return nil, fmt.Errorf("database URL: %w", parseError(err))
+	db := &DB{cfg: cfg}
+	var err error
+	if db.connect, err = db.connection(); err != nil {
+		return nil, err
 	}
-	connect.ConnectTimeout = cfg.ConnectTimeout
-	connect.RuntimeParams["application_name"] = cfg.ApplicationName
-	connect.RuntimeParams["search_path"] = cfg.Schema
-	connect.RuntimeParams["timezone"] = "UTC"
-	// A process of ours that is frozen in the middle of a transaction, or whose
-	// machine is gone, must not hold the rows of its runs for long. If it had two
-	// transactions, one waiting for the other, it holds them for twice this time.
-	// Between statements we take milliseconds, or the 5 s in which the broker has
-	// to answer; and what is ended by mistake is tried again.
-	connect.RuntimeParams["idle_in_transaction_session_timeout"] = "15000"
-
-	apply := connect.Copy()
+	db.reads = db.pool(nil)
 	// The statements of Apply look rows up by key, a batch at a time. A plan made
 	// while the tables are small and kept while they grow must not be a scan of
 	// the whole table, and planning anew costs as much as a small batch.
-	for name, value := range map[string]string{
+	db.applies = db.pool(map[string]string{
 		"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off",
 		"plan_cache_mode": "force_generic_plan",
-	} {
-		apply.RuntimeParams[name] = value
-	}
-
-	db := &DB{cfg: cfg, connect: connect, reads: stdlib.OpenDB(*connect), applies: stdlib.OpenDB(*apply)}
+	})
 	db.reads.SetMaxOpenConns(cfg.MaxConnections)
 	db.reads.SetMaxIdleConns(cfg.MaxConnections)
 	for _, pool := range []*sql.DB{db.reads, db.applies} {

@@ -62,8 +62,8 @@ func loadFlags(cmd *cobra.Command, l *bench.Load, names ...string) {
 
 // Settings that a benchmark of the broker, or of the database, goes by.
 var (
-	benchBroker   = []string{"broker.url", "broker.topology", "broker.tls_ca", "broker.tls_cert", "broker.tls_key"}
-	benchDatabase = []string{"database.url"}
+	benchBroker   = []string{"broker.url", "broker.password_file", "broker.topology", "broker.tls_ca", "broker.tls_cert", "broker.tls_key"}
+	benchDatabase = []string{"database.url", "database.password_file", "database.tls_ca", "database.tls_cert", "database.tls_key"}
 	benchConsumer = []string{"consumer.batch_size", "consumer.prefetch", "consumer.linger"}
 )
 
@@ -89,17 +89,24 @@ func (a *app) bench(cmd *cobra.Command, require []string, encoding publisher.Enc
 	if err := c.require(require...); err != nil {
 		return nil, err
 	}
-	secure, err := c.tls()
-	if err != nil {
-		return nil, err
+	var brokerURL, databaseURL string
+	if c.Broker.URL != "" {
+		if brokerURL, err = c.brokerURL(); err != nil {
+			return nil, err
+		}
+	}
+	if c.Database.URL != "" {
+		if databaseURL, err = c.databaseURL(); err != nil {
+			return nil, err
+		}
 	}
 	linger := c.Consumer.Linger
 	if linger == 0 {
 		linger = -1 // none, as 0 would mean the default
 	}
 	b, err := bench.New(bench.Config{
-		BatchSize: c.Consumer.BatchSize, BrokerURL: strings.TrimSpace(c.Broker.URL), DatabaseURL: c.Database.URL, Encoding: encoding,
-		Linger: linger, Prefetch: c.Consumer.Prefetch, TLS: secure, Topology: c.topology(), Version: buildVersion().Version,
+		BatchSize: c.Consumer.BatchSize, BrokerURL: brokerURL, DatabaseURL: databaseURL, Encoding: encoding,
+		Linger: linger, Prefetch: c.Consumer.Prefetch, Topology: c.topology(), Version: buildVersion().Version,
 		Window:   c.Publisher.Window,
 		Progress: func(line string) { fmt.Fprintln(a.stderr, line) },
 		Serve:    c.serveCommand,

@@ -2,8 +2,7 @@ package main
 
 import (
 	"bytes"
-	"crypto/tls"
-	"crypto/x509"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -30,6 +29,7 @@ import (
 type config struct {
 	Broker struct {
 		URL             string `mapstructure:"url"`
+		PasswordFile    string `mapstructure:"password_file"`
 		Topology        string `mapstructure:"topology"`
 		StatusQueue     string `mapstructure:"status_queue"`
 		SubmissionQueue string `mapstructure:"submission_queue"`
@@ -39,8 +39,12 @@ type config struct {
 	} `mapstructure:"broker"`
 	Database struct {
 		URL            string `mapstructure:"url"`
+		PasswordFile   string `mapstructure:"password_file"`
 		Schema         string `mapstructure:"schema"`
 		MaxConnections int    `mapstructure:"max_connections"`
+		TLSCA          string `mapstructure:"tls_ca"`
+		TLSCert        string `mapstructure:"tls_cert"`
+		TLSKey         string `mapstructure:"tls_key"`
 	} `mapstructure:"database"`
 	Consumer struct {
 		BatchSize        int           `mapstructure:"batch_size"`
@@ -50,6 +54,8 @@ type config struct {
 		Submissions      string        `mapstructure:"submissions"`
 		UnknownWorkflows string        `mapstructure:"unknown_workflows"`
 		MaxMessageBytes  int           `mapstructure:"max_message_bytes"`
+		MaxHeldBytes     int           `mapstructure:"max_held_bytes"`
+		MaxLogBytes      int           `mapstructure:"max_log_bytes"`
 		Remember         time.Duration `mapstructure:"remember"`
 	} `mapstructure:"consumer"`
 	Publisher struct {
@@ -184,7 +190,13 @@ func (a *app) config(cmd *cobra.Command) (*config, error) {
 	for _, s := range settings {
 		c.values[s.key] = value{text: v.GetString(s.key), origin: origins[s.key]}
 	}
-	return c, c.check()
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	for _, exposure := range c.exposures() {
+		a.logger(c, true).Warn(exposure)
+	}
+	return c, nil
 }
 
 func merge(v *viper.Viper, key, text string) {
@@ -200,6 +212,12 @@ func (c *config) check() error {
 	}
 	if (c.Broker.TLSCert == "") != (c.Broker.TLSKey == "") {
 		return usage("broker.tls_cert and broker.tls_key belong together: set both or neither")
+	}
+	if (c.Database.TLSCert == "") != (c.Database.TLSKey == "") {
+		return usage("database.tls_cert and database.tls_key belong together: set both or neither")
+	}
+	if _, err := c.databaseURL(); c.Database.URL != "" && err != nil {
+		return usage("database.url: %w", err)
 	}
 	if c.Consumer.Prefetch < c.Consumer.BatchSize {
 		return usage("consumer.prefetch is %d (%s) and consumer.batch_size %d (%s): a batch that large would never be full",
@@ -449,35 +467,28 @@ func (c *config) consumesSubmissions() bool {
 	return c.Consumer.Submissions == "yes" || (c.Consumer.Submissions == "auto" && c.topology() != broker.Reana)
 }
 
-// tls reads the files of broker.tls_*; nil if there are none.
-func (c *config) tls() (*tls.Config, error) {
-	if c.Broker.TLSCA == "" && c.Broker.TLSCert == "" {
-		return nil, nil
+// brokerURL is broker.url with the files of the other settings, which each
+// connect reads anew. They are read here too, so that a mistake is told at once.
+func (c *config) brokerURL() (string, error) {
+	url, err := broker.WithFiles(c.Broker.URL, c.Broker.PasswordFile, c.Broker.TLSCA, c.Broker.TLSCert, c.Broker.TLSKey)
+	if err == nil {
+		err = broker.CheckFiles(url)
 	}
-	t := &tls.Config{MinVersion: tls.VersionTLS12}
-	if c.Broker.TLSCA != "" {
-		pem, err := os.ReadFile(c.Broker.TLSCA)
-		if err != nil {
-			return nil, usage("broker.tls_ca: %w", err)
-		}
-		t.RootCAs = x509.NewCertPool()
-		if !t.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, usage("broker.tls_ca: no certificate in %s: expected PEM", c.Broker.TLSCA)
-		}
+	if err != nil {
+		return "", &exitError{code: exitUsage, err: err}
 	}
-	if c.Broker.TLSCert != "" {
-		pair, err := tls.LoadX509KeyPair(c.Broker.TLSCert, c.Broker.TLSKey)
-		if err != nil {
-			return nil, usage("broker.tls_cert, broker.tls_key: %w", err)
-		}
-		t.Certificates = []tls.Certificate{pair}
-	}
-	return t, nil
+	return url, nil
+}
+
+// databaseURL is database.url with the files of the other settings, which each
+// connect reads anew.
+func (c *config) databaseURL() (string, error) {
+	return store.WithFiles(c.Database.URL, c.Database.PasswordFile, c.Database.TLSCA, c.Database.TLSCert, c.Database.TLSKey)
 }
 
 // publisher returns the publisher's configuration.
 func (c *config) publisher(logger *slog.Logger) (publisher.Config, error) {
-	secure, err := c.tls()
+	url, err := c.brokerURL()
 	if err != nil {
 		return publisher.Config{}, err
 	}
@@ -485,23 +496,35 @@ func (c *config) publisher(logger *slog.Logger) (publisher.Config, error) {
 		Encoding: publisher.Encoding(c.Publisher.Encoding),
 		Logger:   logger,
 		Queues:   c.queues(),
-		TLS:      secure,
 		Topology: c.topology(),
-		URL:      c.Broker.URL,
+		URL:      url,
 		Window:   c.Publisher.Window,
 	}, nil
 }
 
 // store returns the database's configuration.
 func (c *config) store(logger *slog.Logger) store.Config {
+	url, err := c.databaseURL()
+	if err != nil {
+		url = c.Database.URL // check has said what is wrong
+	}
 	return store.Config{
 		ApplicationName:  "waymark",
 		Logger:           logger,
 		MaxConnections:   c.Database.MaxConnections,
 		Schema:           c.Database.Schema,
-		URL:              c.Database.URL,
+		URL:              url,
 		UnknownWorkflows: store.UnknownPolicy(c.Consumer.UnknownWorkflows),
 	}
+}
+
+// openStore opens the configured database. It does not connect.
+func (c *config) openStore(ctx context.Context, logger *slog.Logger) (*store.DB, error) {
+	db, err := store.Open(ctx, c.store(logger))
+	if err != nil {
+		return nil, &exitError{code: exitUsage, err: err}
+	}
+	return db, nil
 }
 
 // logger returns the logger of a command. One that ends by itself is brief: it

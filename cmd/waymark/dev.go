@@ -103,6 +103,9 @@ func (a *app) dev(cmd *cobra.Command, data string, serversOnly bool, command []s
 // devOn serves on the stack, or runs the command, or both.
 func (a *app) devOn(ctx context.Context, c *config, stack *devstack.Stack, serversOnly bool, command []string, logger *slog.Logger) error {
 	c.Broker.URL, c.Database.URL = stack.AMQPURL(), stack.DatabaseURL()
+	// What is configured for other servers is not for these.
+	c.Broker.PasswordFile, c.Broker.TLSCA, c.Broker.TLSCert, c.Broker.TLSKey = "", "", "", ""
+	c.Database.PasswordFile, c.Database.TLSCA, c.Database.TLSCert, c.Database.TLSKey = "", "", "", ""
 	for key, url := range map[string]string{"broker.url": c.Broker.URL, "database.url": c.Database.URL} {
 		c.values[key] = value{text: url, origin: origin{kind: "default"}}
 	}
@@ -131,6 +134,12 @@ func (a *app) devOn(ctx context.Context, c *config, stack *devstack.Stack, serve
 	variables := []string{"WAYMARK_BROKER_URL=" + c.Broker.URL, "WAYMARK_DATABASE_URL=" + c.Database.URL}
 	if c.Database.Schema != find("database.schema").preset {
 		variables = append(variables, find("database.schema").env()+"="+c.Database.Schema)
+	}
+	for _, key := range []string{"broker.password_file", "broker.tls_ca", "broker.tls_cert", "broker.tls_key",
+		"database.password_file", "database.tls_ca", "database.tls_cert", "database.tls_key"} {
+		if c.values[key].text != "" {
+			variables = append(variables, find(key).env()+"=")
+		}
 	}
 	if len(command) == 0 {
 		fmt.Fprintln(a.stdout, "\nIn other terminals:")

@@ -82,6 +82,10 @@ func serveHTTP(ctx context.Context, l net.Listener, logger *slog.Logger, registr
 		MaxHeaderBytes:    64 << 10,
 	}
 	logger.Info("listening", "address", "http://"+l.Addr().String(), "paths", "/healthz /readyz /metrics")
+	if !isLoopback(l.Addr()) {
+		logger.Warn("other machines can reach the endpoints, which ask for no password; they tell names of servers, users and queues, and counts, never what a message holds",
+			"address", l.Addr().String())
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {

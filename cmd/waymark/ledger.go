@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"strings"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/spf13/cobra"
@@ -176,10 +175,10 @@ func inspect(conn *amqp.Connection, name string) (*amqp.Queue, error) {
 
 // dial connects to the configured broker.
 func dial(ctx context.Context, c *config, name string) (*amqp.Connection, error) {
-	secure, err := c.tls()
+	url, err := c.brokerURL()
 	if err != nil {
 		return nil, err
 	}
-	conn, err := broker.Dial(ctx, broker.Config{ConnectionName: name, TLS: secure, URL: strings.TrimSpace(c.Broker.URL)})
+	conn, err := broker.Dial(ctx, broker.Config{ConnectionName: name, URL: url})
 	return conn, unreachable(err)
 }

@@ -29,9 +29,9 @@ at once one does the work and the others wait.`,
 				return err
 			}
 			ctx := cmd.Context()
-			db, err := store.Open(ctx, c.store(a.logger(c, true)))
+			db, err := c.openStore(ctx, a.logger(c, true))
 			if err != nil {
-				return &exitError{code: exitUsage, err: err}
+				return err
 			}
 			defer db.Close()
 			return a.migrate(ctx, db, c, dry)

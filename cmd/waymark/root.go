@@ -57,7 +57,7 @@ Configuration: flags, then environment (WAYMARK_BROKER_URL, …), then the file
 	add("read", a.listCommand(), a.statusCommand(), a.jobsCommand(), a.logsCommand(), a.historyCommand(), a.watchCommand())
 	add("operate", a.serveCommand(), a.migrateCommand(), a.deadLettersCommand(), a.ledgerCommand(), a.devCommand(), a.benchCommand(), a.configCommand(), a.versionCommand())
 	add("contract", a.validateCommand(), a.schemasCommand())
-	root.AddCommand(&cobra.Command{
+	root.AddCommand(relayCommand(), &cobra.Command{
 		Use: "exit-codes", Short: "What the exit codes mean", Long: exitCodesHelp,
 		Example: "  waymark help exit-codes",
 	})
@@ -115,9 +115,9 @@ func (a *app) withStore(cmd *cobra.Command, do func(context.Context, *config, *s
 		return err
 	}
 	ctx := cmd.Context()
-	db, err := store.Open(ctx, c.store(a.logger(c, true)))
+	db, err := c.openStore(ctx, a.logger(c, true))
 	if err != nil {
-		return &exitError{code: exitUsage, err: err}
+		return err
 	}
 	defer db.Close()
 	if err := db.Ping(ctx); err != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"runtime/debug"
@@ -54,6 +55,9 @@ the reason) that it can work, /metrics speaks to Prometheus.`,
 			if a.getenv("GOGC") == "" {
 				debug.SetGCPercent(serveGCPercent)
 			}
+			if a.getenv("GOMEMLIMIT") == "" {
+				debug.SetMemoryLimit(serveBaseBytes + int64(len(s.consumers))*serveHeldTimes*int64(c.Consumer.MaxHeldBytes))
+			}
 			return s.Run(cmd.Context())
 		},
 	}
@@ -66,6 +70,15 @@ the reason) that it can work, /metrics speaks to Prometheus.`,
 // megabytes, and a batch makes several: with Go's 100 a tenth of the processor
 // goes into collecting. GOGC in the environment has precedence.
 const serveGCPercent = 300
+
+// Where garbage would grow beyond this it is collected more often: what the
+// program takes by itself, and what is held, that again for the moment when it
+// is on its way, and again for what is being decoded. GOMEMLIMIT in the
+// environment has precedence.
+const (
+	serveBaseBytes = 128 << 20
+	serveHeldTimes = 3
+)
 
 // server is the consumers and the operator's endpoints in one process.
 type server struct {
@@ -82,9 +95,9 @@ type server struct {
 	mu     sync.Mutex
 	schema error // why consuming has not begun; nil once it has
 
-	pings   sync.Mutex
-	pinged  time.Time // when pingErr was found
-	pingErr error
+	pings  sync.Mutex
+	pinged time.Time // when health was found
+	health readiness
 }
 
 var errStarting = errors.New("starting: the schema has not been looked at yet")
@@ -96,13 +109,13 @@ func (a *app) server(ctx context.Context, c *config) (*server, error) {
 		return nil, err
 	}
 	s := &server{config: c, logger: a.logger(c, false), registry: prometheus.NewRegistry(), migrate: true, schema: errStarting}
-	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	secure, err := c.tls()
+	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), s)
+	brokerURL, err := c.brokerURL()
 	if err != nil {
 		return nil, err
 	}
-	if s.db, err = store.Open(ctx, c.store(s.logger)); err != nil {
-		return nil, &exitError{code: exitUsage, err: err}
+	if s.db, err = c.openStore(ctx, s.logger); err != nil {
+		return nil, err
 	}
 	kinds := map[schemas.Kind]string{schemas.StatusKind: c.queues().Status}
 	if c.consumesSubmissions() {
@@ -125,13 +138,14 @@ func (a *app) server(ctx context.Context, c *config) (*server, error) {
 			Limits:         c.limits(),
 			Linger:         linger,
 			Logger:         s.logger,
+			MaxHeldBytes:   c.Consumer.MaxHeldBytes,
+			MaxLogBytes:    c.Consumer.MaxLogBytes,
 			Prefetch:       c.Consumer.Prefetch,
 			Queue:          queue,
 			Registerer:     s.registry,
 			Store:          s.db,
-			TLS:            secure,
 			Topology:       c.topology(),
-			URL:            c.Broker.URL,
+			URL:            brokerURL,
 		})
 		if err != nil {
 			return nil, errors.Join(&exitError{code: exitUsage, err: err}, s.db.Close())
@@ -183,7 +197,7 @@ func (s *server) Run(ctx context.Context) error {
 // cannot be used yet is waited for; each reason is logged once.
 func (s *server) prepare(ctx context.Context) error {
 	wait := backoff.NewExponentialBackOff()
-	wait.InitialInterval, wait.MaxInterval = 200*time.Millisecond, 5*time.Second
+	wait.InitialInterval, wait.MaxInterval = 200*time.Millisecond, 3*time.Second
 	said := ""
 	for {
 		err := s.checkSchema(ctx)
@@ -258,43 +272,53 @@ func (s *server) note(err error) {
 	s.schema = err
 }
 
-// ready says whether this process can do its work, and if not, whose fault it is.
+const (
+	// pingTimeout is how long /readyz waits for the servers.
+	pingTimeout = time.Second
+	// pingEvery is how long its answer holds, however often it is asked for.
+	pingEvery = time.Second
+)
+
+// ready says whether this process can do its work, and if not, whose fault it
+// is. It asks the servers, as a consumer without messages does not know how the
+// database is, and one that is frozen keeps its connections.
 func (s *server) ready() readiness {
+	s.pings.Lock()
+	defer s.pings.Unlock()
+	if time.Since(s.pinged) >= pingEvery {
+		s.health, s.pinged = s.look(), time.Now()
+	}
+	return s.health
+}
+
+func (s *server) look() readiness {
 	s.mu.Lock()
 	schema := s.schema
 	s.mu.Unlock()
 	if schema != nil {
 		return readiness{Broker: healthOf(errors.New("not connected before the database is ready")), Database: healthOf(schema)}
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), pingTimeout)
+	defer cancel()
+	pinged := make(chan error, 1)
+	go func() { pinged <- s.db.Ping(ctx) }()
 	var brokerErr, databaseErr error
 	for _, c := range s.consumers {
+		brokerErr = firstError(brokerErr, c.Probe(ctx))
 		h := c.Health()
-		brokerErr = firstError(brokerErr, firstError(h.Broker, h.DeadLetters))
+		brokerErr = firstError(brokerErr, h.DeadLetters)
 		databaseErr = firstError(databaseErr, h.Store)
 	}
-	// A consumer without messages does not know how the database is.
-	databaseErr = firstError(databaseErr, s.ping())
+	select {
+	case err := <-pinged:
+		databaseErr = firstError(databaseErr, err)
+	case <-time.After(2 * pingTimeout): // the driver takes its time to give a connection up
+		databaseErr = firstError(databaseErr, errNoAnswer)
+	}
 	return readiness{Ready: brokerErr == nil && databaseErr == nil, Broker: healthOf(brokerErr), Database: healthOf(databaseErr)}
 }
 
-const (
-	// pingTimeout is how long /readyz waits for the database.
-	pingTimeout = time.Second
-	// pingEvery is how long its answer holds, however often it is asked for.
-	pingEvery = 2 * time.Second
-)
-
-// ping asks the database how it is.
-func (s *server) ping() error {
-	s.pings.Lock()
-	defer s.pings.Unlock()
-	if time.Since(s.pinged) >= pingEvery {
-		ctx, cancel := context.WithTimeout(context.Background(), pingTimeout)
-		defer cancel()
-		s.pingErr, s.pinged = s.db.Ping(ctx), time.Now()
-	}
-	return s.pingErr
-}
+var errNoAnswer = fmt.Errorf("no answer within %s", pingTimeout)
 
 // firstError is the first of two that is an error.
 func firstError(a, b error) error {

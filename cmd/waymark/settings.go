@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"waymark/internal/broker"
+	"waymark/workflow"
 )
 
 // setting is one thing that can be configured. The table of settings is the
@@ -47,6 +48,7 @@ func (k kind) String() string { return [...]string{"text", "word", "number", "du
 var settings = []setting{
 	{key: "broker.url", check: broker.CheckURL, redact: redactBroker,
 		doc: "RabbitMQ: `amqp://user:password@host:5672/vhost`, or `amqps://…` for TLS."},
+	{key: "broker.password_file", doc: "File that holds the password alone, in place of one in the URL. Read at each connect, as are the files below."},
 	{key: "broker.topology", kind: word, choices: []string{string(broker.Durable), string(broker.Reana)}, preset: string(broker.Durable),
 		doc: "How the queues are declared. `reana` is exactly what REANA's components declare: use it to share queues with them."},
 	{key: "broker.status_queue", preset: "jobs-status", doc: "Queue of status messages."},
@@ -56,9 +58,13 @@ var settings = []setting{
 	{key: "broker.tls_key", doc: "File of the client certificate's key (PEM)."},
 
 	{key: "database.url", check: checkDatabaseURL, redact: redactDatabase,
-		doc: "PostgreSQL: `postgres://user:password@host:5432/database`, or `host=… user=… dbname=…`."},
+		doc: "PostgreSQL: `postgres://user:password@host:5432/database`, or `host=… user=… dbname=…`. Without an `sslmode`, servers on other machines are verified as with `verify-full`."},
+	{key: "database.password_file", doc: "File that holds the password alone, in place of one in the URL. Read at each connect, as are the files below."},
 	{key: "database.schema", preset: "waymark", doc: "Schema that holds Waymark's tables and views. Created by `waymark migrate`."},
 	{key: "database.max_connections", kind: number, preset: "8", least: 2, most: 1000, doc: "Most connections for reading. `serve` opens one more for each queue it consumes, `watch` and `logs --follow` one more to listen."},
+	{key: "database.tls_ca", doc: "File of certificate authorities (PEM) to trust. Empty: the system's."},
+	{key: "database.tls_cert", doc: "File of the client certificate (PEM), if the database wants one."},
+	{key: "database.tls_key", doc: "File of the client certificate's key (PEM)."},
 
 	{key: "consumer.batch_size", kind: number, preset: "500", least: 1, most: 10_000, doc: "Most messages applied in one transaction."},
 	{key: "consumer.prefetch", kind: number, preset: "2000", least: 1, most: 65_535, doc: "Messages the broker sends ahead of their acknowledgement."},
@@ -69,6 +75,10 @@ var settings = []setting{
 	{key: "consumer.unknown_workflows", kind: word, choices: []string{"create", "dead-letter"}, preset: "create",
 		doc: "What becomes of a status message of a workflow not seen before: its row is created, or the message is dead-lettered."},
 	{key: "consumer.max_message_bytes", kind: number, preset: "16777216", least: 1024, most: 512 << 20, doc: "Larger messages are dead-lettered unread."},
+	{key: "consumer.max_held_bytes", kind: number, preset: "67108864", least: 1 << 20, most: 64 << 30,
+		doc: "Memory that messages of one queue may take until they are acknowledged, about. Where they are large, fewer are asked for ahead than `consumer.prefetch`. For a moment it may be twice as much, and one message more."},
+	{key: "consumer.max_log_bytes", kind: number, preset: "1048576", least: workflow.MinLogBytes, most: 512 << 20,
+		doc: "What is kept of one piece of log in a message. Of a longer one head and tail are kept, with a mark that says how many bytes were cut."},
 	{key: "consumer.remember", kind: duration, preset: "720h", doc: "How long the ids of messages are remembered, by which a repeated one is known."},
 
 	{key: "publisher.encoding", kind: word, choices: []string{"json", "reana"}, preset: "json",

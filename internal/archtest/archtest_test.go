@@ -203,9 +203,9 @@ func TestFaults(t *testing.T) {
 			[]string{"api imports gorm.io/driver/postgres, which belongs to: store", "api imports gorm.io/gorm, which belongs to: store"}},
 		{"a name that only begins alike", pkg{ImportPath: "waymark/api", Imports: []string{"gorm.iox/gorm"}}, nil},
 		{"test", pkg{ImportPath: "waymark/store", TestImports: []string{"waymark/internal/servicetest"}, XTestImports: []string{"waymark/store", "waymark/consumer"}},
-			[]string{"a test of store imports consumer; it may import: workflow, internal/crashpoint, internal/servicetest"}},
+			[]string{"a test of store imports consumer; it may import: workflow, internal/crashpoint, internal/credential, internal/servicetest, engines/enginetest"}},
 		{"servicetest outside tests", pkg{ImportPath: "waymark/store", Imports: []string{"waymark/internal/servicetest"}},
-			[]string{"store imports internal/servicetest; it may import: workflow, internal/crashpoint"}},
+			[]string{"store imports internal/servicetest; it may import: workflow, internal/crashpoint, internal/credential"}},
 		{"unknown", pkg{ImportPath: "waymark/internal/util"}, []string{"internal/util is not in the table of archtest: decide what it may import"}},
 		{"wiring", pkg{ImportPath: "waymark/cmd/waymark", Imports: []string{"waymark/store", "waymark/engines/serial", "github.com/spf13/cobra"}}, nil},
 	} {

@@ -54,7 +54,7 @@ func (b *Bench) open(ctx context.Context, onBroker, onDatabase bool) (_ *place, 
 			return nil, err
 		}
 		_ = db.Close() // it never connected
-		if p.sql, err = pgx.Connect(ctx, b.cfg.DatabaseURL); err != nil {
+		if p.sql, err = connect(ctx, b.cfg.DatabaseURL); err != nil {
 			return nil, fmt.Errorf("connecting to the database: %w", err)
 		}
 	}
@@ -165,7 +165,7 @@ func (p *place) dropSchemas(ctx context.Context) error {
 	if len(p.schemas) == 0 {
 		return nil
 	}
-	conn, err := pgx.Connect(ctx, p.cfg.DatabaseURL)
+	conn, err := connect(ctx, p.cfg.DatabaseURL)
 	if err != nil {
 		return fmt.Errorf("removing the schemas waymark_bench_%s_…: %w", p.name, err)
 	}
@@ -176,4 +176,13 @@ func (p *place) dropSchemas(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// connect opens a connection of the benchmark's own, as the store reads its URL.
+func connect(ctx context.Context, databaseURL string) (*pgx.Conn, error) {
+	config, err := store.ParseURL(databaseURL)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.ConnectConfig(ctx, config)
 }

@@ -24,13 +24,15 @@ type Config struct {
 	// management page and logs. Default "waymark".
 	ConnectionName string
 	// TLS settings for amqps URLs. Default: those in the URL's parameters
-	// (cacertfile, certfile, keyfile, server_name_indication), else the
-	// system's authorities. The certificate is verified, with TLS 1.2 or newer.
+	// (cacertfile, certfile, keyfile, server_name_indication), whose files are
+	// read anew at each call, else the system's authorities. The certificate is
+	// verified, with TLS 1.2 or newer.
 	TLS *tls.Config
 	// Timeout for reaching the broker and logging in, all together. Default
 	// the URL's connection_timeout, else 15 s.
 	Timeout time.Duration
-	// URL such as amqp://user:password@host:5672/vhost. Required.
+	// URL such as amqp://user:password@host:5672/vhost, or with the parameter
+	// password_file=PATH in place of the password. Required.
 	URL string
 	// Wrap, if set, gets the network connection before anything is sent, and
 	// returns the one to use. Default nil.
@@ -40,7 +42,7 @@ type Config struct {
 // Dial connects and logs in. It returns an *[Error], or ctx's cause if ctx
 // ended first; then nothing is left open.
 func Dial(ctx context.Context, cfg Config) (*amqp.Connection, error) {
-	uri, err := parseURL(cfg.URL)
+	uri, files, err := parse(cfg.URL)
 	if err != nil {
 		return nil, err
 	}
@@ -67,6 +69,16 @@ func Dial(ctx context.Context, cfg Config) (*amqp.Connection, error) {
 	dialCtx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 
+	if err := files.login(&uri); err != nil {
+		return nil, err
+	}
+	secure := cfg.TLS.Clone() // the library writes the server's name into it
+	if secure == nil && uri.Scheme == "amqps" {
+		if secure, err = files.tls(uri.ServerName); err != nil {
+			return nil, err
+		}
+	}
+
 	properties := amqp.NewConnectionProperties()
 	properties.SetClientConnectionName(name)
 	logins, err := credentials(uri, properties)
@@ -76,9 +88,10 @@ func Dial(ctx context.Context, cfg Config) (*amqp.Connection, error) {
 	var link net.Conn
 	var unwatch func() bool
 	config := amqp.Config{
-		Heartbeat:  heartbeat,
-		Properties: properties,
-		SASL:       logins,
+		Heartbeat:       heartbeat,
+		Properties:      properties,
+		SASL:            logins,
+		TLSClientConfig: secure,
 		Dial: func(network, address string) (net.Conn, error) {
 			c, err := new(net.Dialer).DialContext(dialCtx, network, address)
 			if err != nil {
@@ -92,9 +105,6 @@ func Dial(ctx context.Context, cfg Config) (*amqp.Connection, error) {
 			}
 			return link, nil
 		},
-	}
-	if cfg.TLS != nil {
-		config.TLSClientConfig = cfg.TLS.Clone() // the library writes the server's name into it
 	}
 
 	conn, err := amqp.DialConfig(strings.TrimSpace(cfg.URL), config)

@@ -13,6 +13,8 @@ import (
 	"unicode"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"waymark/internal/credential"
 )
 
 // Error says why the broker, or a queue of it, cannot be used.
@@ -93,7 +95,7 @@ func explainDial(err error, uri amqp.URI, address string) *Error {
 		switch {
 		case refusal.Code == amqp.AccessRefused:
 			e.Problem = fmt.Sprintf("%s refused the login of user %q: %s", at, uri.Username, says)
-			e.Remedy = "check the user name and the password in the AMQP URL"
+			e.Remedy = "check the user name and the password in the AMQP URL, or the password file"
 			if uri.Username == "guest" {
 				e.Remedy += ` (user "guest" may only log in from the broker's own machine)`
 			}
@@ -111,6 +113,11 @@ func explainDial(err error, uri amqp.URI, address string) *Error {
 		return e
 	}
 	if broken, ok := errors.AsType[*amqp.Error](err); ok {
+		// With TLS 1.3 a server looks at our certificate after we have thought
+		// the handshake done, and the library has only its words left.
+		if _, alert, refused := strings.Cut(broken.Reason, "remote error: tls: "); refused {
+			return e.refusedTLS(at, alert)
+		}
 		e.Problem = at + " did not complete the login"
 		// The library says one of these whenever the connection ends during
 		// login without a word from the broker. To repeat it would send people
@@ -126,8 +133,8 @@ func explainDial(err error, uri amqp.URI, address string) *Error {
 
 	var unknownHost *net.DNSError
 	var notTLS tls.RecordHeaderError
-	var notVerified *tls.CertificateVerificationError
 	var alert tls.AlertError
+	why, remedy, unverified := credential.Unverified(err, "broker.tls_ca (cacertfile in the AMQP URL)")
 	switch {
 	case errors.As(err, &unknownHost):
 		e.Problem = fmt.Sprintf("%s: host %q is not known", at, uri.Host)
@@ -135,18 +142,16 @@ func explainDial(err error, uri amqp.URI, address string) *Error {
 			e.Problem = fmt.Sprintf("%s: looking up host %q: %s", at, uri.Host, unknownHost.Err)
 		}
 		e.Remedy = "check the host in the AMQP URL, and name resolution"
-	case errors.As(err, &notVerified):
-		e.Problem = fmt.Sprintf("%s has a certificate that does not verify: %s", at, oneLine(notVerified.Err.Error()))
-		e.Remedy = "use the host name the certificate is for, and name its authority with ?cacertfile="
+	case unverified:
+		e.Problem = fmt.Sprintf("%s has a certificate that does not verify: %s", at, oneLine(why))
+		e.Remedy = remedy
 		e.Permanent = true
 	case errors.As(err, &notTLS):
 		e.Problem = at + " does not speak TLS"
 		e.Remedy = "use the TLS port (5671 by default), or amqp:// if the network is trusted"
 		e.Permanent = true
 	case errors.As(err, &alert):
-		e.Problem = at + " refused the TLS handshake: " + oneLine(alert.Error())
-		e.Remedy = "check the client certificate (certfile and keyfile in the AMQP URL)"
-		e.Permanent = true
+		return e.refusedTLS(at, alert.Error())
 	case errors.Is(err, syscall.ECONNREFUSED):
 		e.Problem = at + " refused the connection: nothing listens there"
 		e.Remedy = "start RabbitMQ, or check the host and the port in the AMQP URL"
@@ -156,6 +161,14 @@ func explainDial(err error, uri amqp.URI, address string) *Error {
 	default:
 		e.Problem = at + " could not be reached: " + oneLine(err.Error())
 	}
+	return e
+}
+
+// refusedTLS completes e for a broker that sent an alert.
+func (e *Error) refusedTLS(at, alert string) *Error {
+	e.Problem = at + " refused the TLS handshake: " + oneLine(alert)
+	e.Remedy = "check the client certificate: broker.tls_cert and broker.tls_key (certfile and keyfile in the AMQP URL)"
+	e.Permanent = true
 	return e
 }
 

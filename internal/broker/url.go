@@ -2,6 +2,7 @@ package broker
 
 import (
 	"net/url"
+	"slices"
 	"strings"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -14,8 +15,11 @@ const urlForm = "expected amqp://USER:PASSWORD@HOST:PORT/VHOST (or amqps://), wi
 // that holds a question mark.
 var parameters = map[string]bool{
 	"auth_mechanism": true, "cacertfile": true, "certfile": true, "channel_max": true, "connection_timeout": true,
-	"heartbeat": true, "keyfile": true, "server_name_indication": true,
+	"heartbeat": true, "keyfile": true, "password_file": true, "server_name_indication": true,
 }
+
+// secureOnly are the parameters that mean something for amqps alone.
+var secureOnly = []string{"cacertfile", "certfile", "keyfile", "server_name_indication"}
 
 // CheckURL says in an *[Error] why raw cannot name a broker, or returns nil.
 // It does no I/O.
@@ -30,8 +34,14 @@ func CheckURL(raw string) error {
 // No error repeats a part of the URL but its scheme: with a reserved character
 // left unencoded in the password, any part may be a piece of it.
 func parseURL(raw string) (amqp.URI, error) {
-	invalid := func(problem string) (amqp.URI, error) {
-		return amqp.URI{}, &Error{Problem: problem, Remedy: urlForm, Permanent: true}
+	uri, _, err := parse(raw)
+	return uri, err
+}
+
+// parse is parseURL, and returns the files that the URL names, too.
+func parse(raw string) (amqp.URI, files, error) {
+	invalid := func(problem string) (amqp.URI, files, error) {
+		return amqp.URI{}, files{}, &Error{Problem: problem, Remedy: urlForm, Permanent: true}
 	}
 	raw = strings.TrimSpace(raw) // a URL read from a file ends with a newline
 	if raw == "" {
@@ -69,6 +79,23 @@ func parseURL(raw string) (amqp.URI, error) {
 			return invalid("the AMQP URL has an unknown parameter, or an unencoded ? in its password")
 		}
 	}
+	if u.Scheme == "amqp" && slices.ContainsFunc(secureOnly, query.Has) {
+		return amqp.URI{}, files{}, &Error{
+			Problem:   "there are TLS settings, but the AMQP URL begins with amqp://",
+			Remedy:    "use amqps:// so that nothing is sent in the clear, or remove the settings",
+			Permanent: true,
+		}
+	}
+	if query.Has("certfile") != query.Has("keyfile") {
+		return invalid("the AMQP URL has one of certfile and keyfile without the other")
+	}
+	if _, has := u.User.Password(); has && query.Has("password_file") {
+		return amqp.URI{}, files{}, &Error{
+			Problem:   "there is a password file, and a password in the AMQP URL",
+			Remedy:    "remove one of them",
+			Permanent: true,
+		}
+	}
 	uri, err := amqp.ParseURI(raw)
 	if err != nil {
 		return invalid("the AMQP URL has a port or a parameter that is not a number in range")
@@ -76,7 +103,7 @@ func parseURL(raw string) (amqp.URI, error) {
 	if uri.Port < 1 || uri.Port > 65535 {
 		return invalid("the AMQP URL has a port that is not in 1 to 65535")
 	}
-	return uri, nil
+	return uri, filesOf(query), nil
 }
 
 // Redact returns the URL fit to be shown: without its password, or, if it

@@ -45,6 +45,30 @@ type Options struct {
 	Fsync bool
 	// Logger receives a line for each start and stop. Default: discard.
 	Logger *slog.Logger
+	// TLS makes the private servers speak TLS as well. Default: they do not.
+	TLS *TLS
+}
+
+// TLS is what a server needs to speak it, all as PEM.
+type TLS struct {
+	// Authorities sign the certificates of clients.
+	Authorities []byte
+	// Certificate of the server, and its Key.
+	Certificate, Key []byte
+	// ClientCertificates refuses clients without a certificate; in PostgreSQL
+	// it must name the role (clientcert=verify-full). RabbitMQ then also
+	// takes it as a login, of the user it names (auth_mechanism=external).
+	ClientCertificates bool
+}
+
+// write puts the files into the server's folder, and returns their names.
+func (t *TLS) write(f *folder) (authorities, certificate, key string, err error) {
+	for name, content := range map[string][]byte{"authorities.pem": t.Authorities, "certificate.pem": t.Certificate, "key.pem": t.Key} {
+		if err := f.writeConf(name, string(content)); err != nil {
+			return "", "", "", err
+		}
+	}
+	return f.file("conf/authorities.pem"), f.file("conf/certificate.pem"), f.file("conf/key.pem"), nil
 }
 
 func (o Options) logger() *slog.Logger {

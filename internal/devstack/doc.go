@@ -14,5 +14,5 @@
 // users their packages made, else as nobody, and own their part of the folder.
 //
 // devstack does not install anything (see [Missing]) and is not for production:
-// no replication, no TLS, no tuning.
+// no replication, no tuning, and TLS only with certificates that are given.
 package devstack

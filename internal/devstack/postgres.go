@@ -23,10 +23,11 @@ type Postgres struct {
 	server
 	bin   string // folder of the programs
 	fsync bool
+	tls   *TLS
 }
 
 // StartPostgres runs a PostgreSQL alone and returns when a client can log in.
-// Of opts it uses Dir, Fsync and Logger. See [Start] for the errors; one more
+// Of opts it uses Dir, Fsync, Logger and TLS. See [Start] for the errors; one more
 // is that the data were made by another major version.
 func StartPostgres(ctx context.Context, opts Options) (*Postgres, error) {
 	if opts.Dir != "" {
@@ -66,7 +67,7 @@ func openPostgres(ctx context.Context, opts Options, temporary bool) (*Postgres,
 	if err != nil {
 		return nil, err
 	}
-	p := &Postgres{fsync: opts.Fsync, server: server{
+	p := &Postgres{fsync: opts.Fsync, tls: opts.TLS, server: server{
 		name:      "PostgreSQL",
 		folder:    f,
 		logger:    opts.logger(),
@@ -89,13 +90,24 @@ func openPostgres(ctx context.Context, opts Options, temporary bool) (*Postgres,
 // postgres. It holds a password and stays the same over restarts.
 func (p *Postgres) URL() string { return p.url(p.Port()) }
 
-func (p *Postgres) url(port int) string {
+// TLSURL is where clients connect with TLS, by the name localhost. Without
+// [Options].TLS it is empty.
+func (p *Postgres) TLSURL() string {
+	if p.tls == nil {
+		return ""
+	}
+	return p.at("localhost", p.Port(), "verify-full")
+}
+
+func (p *Postgres) url(port int) string { return p.at("127.0.0.1", port, "disable") }
+
+func (p *Postgres) at(host string, port int, mode string) string {
 	return (&url.URL{
 		Scheme:   "postgres",
 		User:     url.UserPassword("postgres", p.folder.state.Password),
-		Host:     net.JoinHostPort("127.0.0.1", strconv.Itoa(port)),
+		Host:     net.JoinHostPort(host, strconv.Itoa(port)),
 		Path:     "/postgres",
-		RawQuery: "sslmode=disable",
+		RawQuery: "sslmode=" + mode,
 	}).String()
 }
 
@@ -148,18 +160,22 @@ func (p *Postgres) launchPostmaster(ctx context.Context) ([]*process, error) {
 	defer log.Close()
 	durable := strconv.FormatBool(p.fsync)
 	args := []string{filepath.Join(p.bin, "postgres"), "-D", f.file("data/cluster"), "-p", strconv.Itoa(p.port)}
-	for _, setting := range []string{
+	secure, err := p.secure()
+	if err != nil {
+		return nil, err
+	}
+	for _, setting := range append(secure,
 		"listen_addresses=127.0.0.1",
 		"unix_socket_directories=",
 		"max_connections=100",
 		"timezone=UTC",
 		"log_timezone=UTC",
-		"fsync=" + durable,
-		"full_page_writes=" + durable,
+		"fsync="+durable,
+		"full_page_writes="+durable,
 		// /dev/shm has 64 MB in a container, too little for a large query.
 		"dynamic_shared_memory_type=mmap",
 		"log_line_prefix=%m [%p] ",
-	} {
+	) {
 		args = append(args, "-c", setting)
 	}
 	postmaster, err := f.start(log, p.env(), syscall.SIGQUIT, args...)
@@ -167,6 +183,26 @@ func (p *Postgres) launchPostmaster(ctx context.Context) ([]*process, error) {
 		return nil, err
 	}
 	return []*process{postmaster}, nil
+}
+
+// secure returns the settings that are about TLS. The superuser may always come
+// without it, as we do; others may not.
+func (p *Postgres) secure() ([]string, error) {
+	if p.tls == nil {
+		return nil, nil
+	}
+	authorities, certificate, key, err := p.tls.write(p.folder)
+	if err != nil {
+		return nil, err
+	}
+	demand := ""
+	if p.tls.ClientCertificates {
+		demand = " clientcert=verify-full"
+	}
+	if err := p.folder.writeConf("pg_hba.conf", "hostssl all all 127.0.0.1/32 scram-sha-256"+demand+"\nhostnossl all postgres 127.0.0.1/32 scram-sha-256\n"); err != nil {
+		return nil, err
+	}
+	return []string{"ssl=on", "ssl_ca_file=" + authorities, "ssl_cert_file=" + certificate, "ssl_key_file=" + key, "hba_file=" + p.folder.file("conf/pg_hba.conf")}, nil
 }
 
 // initialise makes an empty cluster: beside its place and then renamed, so that

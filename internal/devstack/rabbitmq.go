@@ -19,6 +19,8 @@ type RabbitMQ struct {
 	server
 	programs struct{ server, ctl, epmd string }
 	epmdPort int
+	tls      *TLS
+	tlsPort  int
 }
 
 // rabbitmqUser is the user that clients log in as; guest is known to everybody.
@@ -29,7 +31,7 @@ const rabbitmqUser = "waymark"
 const rabbitmqNode = "waymark@127.0.0.1"
 
 // StartRabbitMQ runs a RabbitMQ alone and returns when a client can log in.
-// Of opts it uses Dir and Logger. See [Start] for the errors.
+// Of opts it uses Dir, Logger and TLS. See [Start] for the errors.
 func StartRabbitMQ(ctx context.Context, opts Options) (*RabbitMQ, error) {
 	if opts.Dir != "" {
 		return startRabbitMQ(ctx, opts, false)
@@ -68,7 +70,7 @@ func openRabbitMQ(opts Options, temporary bool) (*RabbitMQ, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &RabbitMQ{server: server{
+	r := &RabbitMQ{tls: opts.TLS, server: server{
 		name:      "RabbitMQ",
 		folder:    f,
 		logger:    opts.logger(),
@@ -95,6 +97,25 @@ func (r *RabbitMQ) URL() string {
 		Host:   net.JoinHostPort("127.0.0.1", strconv.Itoa(r.Port())),
 	}).String()
 }
+
+// TLSURL is where clients connect with TLS, by the name localhost. Without
+// [Options].TLS it is empty.
+func (r *RabbitMQ) TLSURL() string {
+	if r.tls == nil {
+		return ""
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return (&url.URL{
+		Scheme: "amqps",
+		User:   url.UserPassword(rabbitmqUser, r.folder.state.Password),
+		Host:   net.JoinHostPort("localhost", strconv.Itoa(r.tlsPort)),
+	}).String()
+}
+
+// Command is the name and arguments of rabbitmqctl, and the environment that it
+// needs to reach the server: for scripts that call it.
+func (r *RabbitMQ) Command() (name string, env []string) { return r.programs.ctl, r.env() }
 
 // Ctl runs rabbitmqctl on the server and returns what it writes, such as
 //
@@ -126,14 +147,18 @@ func (r *RabbitMQ) launchNode(ctx context.Context) (_ []*process, err error) {
 	if r.epmdPort, err = freePort(0); err != nil {
 		return nil, err
 	}
+	secure, plugins, err := r.secure()
+	if err != nil {
+		return nil, err
+	}
 	for name, content := range map[string]string{
 		".erlang.cookie":  f.state.Cookie,
-		"enabled_plugins": "[].\n",
+		"enabled_plugins": plugins + ".\n",
 		"rabbitmq.conf": fmt.Sprintf(`listeners.tcp.1 = 127.0.0.1:%d
 default_user = %s
 default_pass = %s
 disk_free_limit.absolute = 50MB
-`, r.port, rabbitmqUser, f.state.Password),
+`, r.port, rabbitmqUser, f.state.Password) + secure,
 	} {
 		if err := f.writeConf(name, content); err != nil {
 			return nil, err
@@ -161,6 +186,35 @@ disk_free_limit.absolute = 50MB
 		return running, err
 	}
 	return append(running, node), nil
+}
+
+// secure returns the part of the configuration that is about TLS, and the
+// plugins to load. A port once chosen stays.
+func (r *RabbitMQ) secure() (config, plugins string, err error) {
+	if r.tls == nil {
+		return "", "[]", nil
+	}
+	if r.tlsPort, err = freePort(r.tlsPort); err != nil {
+		return "", "", err
+	}
+	authorities, certificate, key, err := r.tls.write(r.folder)
+	if err != nil {
+		return "", "", err
+	}
+	config = fmt.Sprintf(`listeners.ssl.1 = 127.0.0.1:%d
+ssl_options.cacertfile = %s
+ssl_options.certfile = %s
+ssl_options.keyfile = %s
+`, r.tlsPort, authorities, certificate, key)
+	if !r.tls.ClientCertificates {
+		return config + "ssl_options.verify = verify_none\nssl_options.fail_if_no_peer_cert = false\n", "[]", nil
+	}
+	return config + `ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = true
+ssl_cert_login_from = common_name
+auth_mechanisms.1 = PLAIN
+auth_mechanisms.2 = EXTERNAL
+`, "[rabbitmq_auth_mechanism_ssl]", nil
 }
 
 // env is the environment of the server and of its command line.
