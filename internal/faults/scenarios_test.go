@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -158,6 +159,9 @@ func scenarios() (all []scenario) {
 	for _, e := range engineFaults {
 		add(scenario{"engine", e.what, "in the middle of a run", e.quick, e.server, func(w *site) { w.engine(e) }, (*site).settleEngine})
 	}
+
+	// The spool of a run whose broker is away until after its end.
+	all = append(all, spoolScenarios()...)
 
 	for seed := range uint64(3) {
 		add(scenario{"all", "one thing after the other, at random", fmt.Sprintf("for 8 s, seed %d", seed), false, false, func(w *site) { w.storm(seed) }, nil})
@@ -321,19 +325,7 @@ func diskFull(w *site) {
 	})
 	ballast := filepath.Join(dir, "ballast")
 	w.strike(beforeApply, fault{
-		begin: func(w *site, _ *process) {
-			f, err := os.Create(ballast)
-			w.must(err)
-			defer f.Close()
-			for _, size := range []int{64 << 10, 512} {
-				for block := make([]byte, size); err == nil; _, err = f.Write(block) {
-				}
-				if !errors.Is(err, syscall.ENOSPC) {
-					w.Fatalf("filling the disk: %v", err)
-				}
-				err = nil
-			}
-		},
+		begin: func(w *site, _ *process) { w.fill(ballast) },
 		felt:  "the database's disk is full",
 		lasts: time.Second,
 		end:   func(w *site, _ *process) { w.must(os.Remove(ballast)) },
@@ -343,6 +335,19 @@ func diskFull(w *site) {
 // smallDisk mounts a disk in memory, for the database's user.
 func (w *site) smallDisk(bytes int) string {
 	w.Helper()
+	dir := w.disk(bytes)
+	info, err := os.Stat(fmt.Sprintf("/proc/%d", w.Postgres().PID()))
+	w.must(err)
+	owner := info.Sys().(*syscall.Stat_t)
+	place := filepath.Join(dir, "space")
+	w.must(os.Mkdir(place, 0o700))
+	w.must(os.Chown(place, int(owner.Uid), int(owner.Gid)))
+	return place
+}
+
+// disk mounts a disk in memory.
+func (w *site) disk(bytes int) string {
+	w.Helper()
 	dir, err := os.MkdirTemp("/tmp", "waymark-disk-")
 	w.must(err)
 	w.Cleanup(func() { w.must(os.Remove(dir)) })
@@ -350,14 +355,23 @@ func (w *site) smallDisk(bytes int) string {
 		w.Fatalf("mounting a small disk: %v", err)
 	}
 	w.Cleanup(func() { w.must(syscall.Unmount(dir, 0)) })
-	info, err := os.Stat(fmt.Sprintf("/proc/%d", w.Postgres().PID()))
+	return dir
+}
+
+// fill writes a file that leaves no room on its disk.
+func (w *site) fill(ballast string) {
+	w.Helper()
+	f, err := os.Create(ballast)
 	w.must(err)
-	owner := info.Sys().(*syscall.Stat_t)
-	w.must(os.Chmod(dir, 0o755))
-	place := filepath.Join(dir, "space")
-	w.must(os.Mkdir(place, 0o700))
-	w.must(os.Chown(place, int(owner.Uid), int(owner.Gid)))
-	return place
+	defer f.Close()
+	for _, size := range []int{64 << 10, 512} {
+		for block := make([]byte, size); err == nil; _, err = f.Write(block) {
+		}
+		if !errors.Is(err, syscall.ENOSPC) {
+			w.Fatalf("filling the disk: %v", err)
+		}
+		err = nil
+	}
 }
 
 // canMount reports whether a small disk can be had here.
@@ -567,6 +581,24 @@ const engineSteps = 6
 func (w *site) engine(f engineFault) {
 	w.migrate()
 	consumer := w.serve()
+	p, goOn := w.halfway(nil, nil, "--final-timeout", "2m")
+	f.begin(w, p, consumer)
+	goOn()
+	if f.end != nil {
+		w.last(500 * time.Millisecond)
+		f.end(w, p, consumer)
+	}
+	w.mended = time.Now()
+	if err := p.wait(w); err != nil {
+		w.Fatalf("the run ended with: %v; standard error:\n%s", err, p.stderr.String())
+	}
+}
+
+// halfway starts a run of the serial engine and returns when it stands in its
+// middle. With goOn it comes to the end of its last command, before which it
+// runs some more.
+func (w *site) halfway(settings, more []string, args ...string) (p *process, goOn func()) {
+	w.Helper()
 	dir := w.TempDir()
 	var spec strings.Builder
 	spec.WriteString("workflow:\n  type: serial\n  specification:\n    steps:\n")
@@ -576,14 +608,18 @@ func (w *site) engine(f engineFault) {
 			command += "; touch waiting; while [ ! -e go ]; do sleep 0.02; done"
 		}
 		if i == engineSteps-1 {
+			for _, one := range more {
+				fmt.Fprintf(&spec, "      - environment: any\n        commands: ['%s']\n", one)
+			}
 			command += "; touch over"
 		}
 		fmt.Fprintf(&spec, "      - name: step%d\n        environment: any\n        commands: ['%s']\n", i, command)
 	}
 	file, workspace := filepath.Join(dir, "reana.yaml"), filepath.Join(dir, "workspace")
 	w.must(os.WriteFile(file, []byte(spec.String()), 0o600))
-	p := w.waymark(nil, "run", "serial", "-f", file, "-w", workspace, "--id", w.engineRun().String(), "-n", "faults", "--final-timeout", "2m")
+	p = w.waymark(settings, slices.Concat([]string{"run", "serial", "-f", file, "-w", workspace, "--id", w.engineRun().String(), "-n", "faults"}, args)...)
 	exists := func(name string) {
+		w.Helper()
 		servicetest.Eventually(w, patience, "the run has come to "+name, func() error {
 			if _, err := os.Stat(filepath.Join(workspace, name)); !errors.Is(err, fs.ErrNotExist) {
 				return err
@@ -597,16 +633,10 @@ func (w *site) engine(f engineFault) {
 		})
 	}
 	exists("waiting")
-	f.begin(w, p, consumer)
-	w.must(os.WriteFile(filepath.Join(workspace, "go"), nil, 0o600))
-	exists("over")
-	if f.end != nil {
-		w.last(500 * time.Millisecond)
-		f.end(w, p, consumer)
-	}
-	w.mended = time.Now()
-	if err := p.wait(w); err != nil {
-		w.Fatalf("the run ended with: %v; standard error:\n%s", err, p.stderr.String())
+	return p, func() {
+		w.Helper()
+		w.must(os.WriteFile(filepath.Join(workspace, "go"), nil, 0o600))
+		exists("over")
 	}
 }
 
