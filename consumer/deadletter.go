@@ -35,7 +35,15 @@ const (
 	HeaderQueue = "x-waymark-queue"
 	// HeaderCount says how often it has been dead-lettered.
 	HeaderCount = "x-waymark-count"
+	// HeaderReplay, on a message that is tried again, names the queue where
+	// whoever replayed it wants to hear if it dies again: a server-named one,
+	// which only its owner reads. It is not kept.
+	HeaderReplay = "x-waymark-replay"
 )
+
+// replayQueues begins the names that the broker gives to queues. No other is
+// told of anything: a message must not choose whom we write to.
+const replayQueues = "amq.gen-"
 
 // letter is a message to be dead-lettered, and why.
 type letter struct {
@@ -123,8 +131,13 @@ func (d *deadLetters) publishOnce(ctx context.Context, from string, letters []le
 	// A Return comes before its confirm, and with room for all none waits.
 	returns := ch.NotifyReturn(make(chan amqp.Return, len(letters)))
 	confirms := make([]*amqp.DeferredConfirmation, len(letters))
+	var notices []notice
 	for i := range letters {
-		confirms[i], err = ch.PublishWithDeferredConfirmWithContext(ctx, "", d.queue.Name, true, false, letters[i].publishing(from, d.conn.Config.FrameSize))
+		p := letters[i].publishing(from, d.conn.Config.FrameSize)
+		if to, _ := letters[i].raw.Headers[HeaderReplay].(string); strings.HasPrefix(to, replayQueues) && len(to) <= 255 {
+			notices = append(notices, notice{to, p})
+		}
+		confirms[i], err = ch.PublishWithDeferredConfirmWithContext(ctx, "", d.queue.Name, true, false, p)
 		if err != nil {
 			return false, broker.Explain(err)
 		}
@@ -143,7 +156,27 @@ func (d *deadLetters) publishOnce(ctx context.Context, from string, letters []le
 	case _, returned = <-returns:
 	default:
 	}
+	for i := 0; i < len(notices) && !returned; i++ {
+		// Nothing hangs on it: whoever waits in vain looks into the queue.
+		if notices[i].publish(ctx, ch) != nil {
+			break
+		}
+	}
 	return returned, nil
+}
+
+// notice tells whoever replayed a letter that it is dead again.
+type notice struct {
+	to     string
+	letter amqp.Publishing
+}
+
+func (n *notice) publish(ctx context.Context, ch *amqp.Channel) error {
+	headers := amqp.Table{}
+	for _, name := range []string{HeaderReason, HeaderPointer, HeaderError} {
+		headers[name] = n.letter.Headers[name]
+	}
+	return ch.PublishWithContext(ctx, "", n.to, false, false, amqp.Publishing{MessageId: n.letter.MessageId, Headers: headers})
 }
 
 // letterSpace is the namespace of the ids of dead letters that had none.
@@ -158,6 +191,7 @@ func (l *letter) publishing(from string, frame int) amqp.Publishing {
 	if dropped := len(d.Headers) - len(headers); dropped > 0 {
 		problem += fmt.Sprintf(" (too large to keep beside this: %d of its headers)", dropped)
 	}
+	delete(headers, HeaderReplay)
 	now := l.arrived.Format(time.RFC3339Nano)
 	count, _ := headers[HeaderCount].(int64)
 	headers[HeaderCount] = max(count, 0) + 1

@@ -173,7 +173,7 @@ func TestUsageErrors(t *testing.T) {
 		{"setting that is no number", []string{"serve", "--consumer-batch-size", "many"}, `waymark: --consumer-batch-size: "many" is not a whole number`},
 		{"database not set", []string{"list"}, `waymark: database.url is not set: give --database-url, WAYMARK_DATABASE_URL or the key in waymark.yaml, or try everything with waymark dev`},
 		{"broker not set", []string{"dead-letters", "list"}, `waymark: broker.url is not set: give --broker-url, WAYMARK_BROKER_URL or the key in waymark.yaml, or try everything with waymark dev`},
-		{"replay of nothing", []string{"dead-letters", "replay"}, `waymark: say which dead letters: by ID, with --reason, or with --all`},
+		{"replay of nothing", []string{"dead-letters", "replay"}, `waymark: say which dead letters: by ID, with --reason, --pointer or --workflow, or with --all`},
 		{"discard without a terminal", []string{"dead-letters", "discard", "--all"}, `waymark: discarding is for good: say --yes, as there is no terminal to ask on`},
 		{"dev with a forgotten --", []string{"dev", "psql"}, `waymark: unexpected argument "psql": put -- before a command to run`},
 		{"two formats", []string{"list", "--json", "--output", "table"}, `waymark: --json and --output table: give one of them`},

@@ -190,7 +190,7 @@ func (a *app) publisherWith(cmd *cobra.Command, c *config, log io.Writer, spool 
 	if err != nil {
 		return nil, err
 	}
-	pc.ConnectionName, pc.Spool = cmd.CommandPath(), spool
+	pc.ConnectionName, pc.MaxMessageBytes, pc.Spool = cmd.CommandPath(), c.Consumer.MaxMessageBytes, spool
 	p, err := publisher.New(pc)
 	if err != nil {
 		return nil, &exitError{code: exitUsage, err: err}

@@ -5,12 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
+	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/spf13/cobra"
 
 	"waymark/consumer"
+	"waymark/internal/broker"
 	"waymark/internal/crashpoint"
 	"waymark/publisher"
 	"waymark/store"
@@ -18,27 +21,35 @@ import (
 )
 
 func (a *app) deadLettersReplayCommand() *cobra.Command {
-	var queue, reason string
+	var queue, rate string
 	var limit int
-	var all bool
+	var chosen choice
 	var wait time.Duration
 	cmd := &cobra.Command{
 		Use:   "replay [ID...]",
 		Short: "Publish dead letters again and say how each ended",
-		Long: `Publish dead letters again to the queues they came by: by id, by reason, or all.
-Each keeps its message id, so that none has its effect twice, and leaves the
-dead-letter queue only when the broker has confirmed the new one. Two replays at
-once share the letters between them.
+		Long: `Publish dead letters again to the queues they came by: by id, by what they have
+in common, or all; with --rate no faster than that. Each keeps its message id,
+so that none has its effect twice, and leaves the dead-letter queue only when the
+broker has confirmed the new one. Two replays at once share the letters between
+them, and each hears of its own.
 
 Then waits until the consumer has dealt with them, and says of each how it
 ended: applied, duplicate, stale, dead (again, and why), or waiting if the time
 was too short. Without the database the outcomes are unknown.
 
+A letter that is larger than consumer.max_message_bytes would only die again and
+stays: raise the setting, of waymark serve too.
+
 Exits with 1 if one died again, was not published, or still waits.`,
 		Example: `  waymark dead-letters replay 0192f3ab
+  waymark dead-letters replay --reason schema --pointer /status --rate 50/s
   waymark dead-letters replay --reason unknown-workflow --wait 1m`,
 		RunE: func(cmd *cobra.Command, ids []string) error {
-			chosen, err := parseChoice(ids, reason, all)
+			if err := chosen.parse(ids); err != nil {
+				return err
+			}
+			interval, err := parseRate(rate)
 			if err != nil {
 				return err
 			}
@@ -52,32 +63,77 @@ Exits with 1 if one died again, was not published, or still waits.`,
 				return err
 			}
 			defer d.close()
-			letters, more, err := chosen.take(ctx, d)
+			letters, err := chosen.take(ctx, d)
 			if err != nil {
 				return err
 			}
-			r := &replay{letters: letters, verdicts: make([]verdict, len(letters))}
-			if err := a.replay(cmd, c, d, r, wait); err != nil {
+			if takes := time.Duration(len(letters)) * interval; takes > maxReplayTime {
+				return usage("--rate %s: %s would take %s, and the broker takes back what it has waited for too long; choose a rate that needs at most %s, or replay some at a time with --limit",
+					rate, count(len(letters), "dead letter"), takes, maxReplayTime)
+			}
+			r := &replay{letters: letters, action: store.Replayed, interval: interval}
+			db, dbErr := a.outcomeStore(ctx, c)
+			if dbErr == nil {
+				defer db.Close()
+			}
+			if err := a.replay(cmd, c, d, r, db, dbErr, wait); err != nil {
 				return err
 			}
-			if more {
+			if d.more {
 				fmt.Fprintln(a.stderr, "there may be more: --limit was reached")
 			}
 			return a.showVerdicts(a.output(cmd), r)
 		},
 	}
-	cmd.Flags().DurationVar(&wait, "wait", 30*time.Second, "how long to wait for the outcomes")
-	addChoiceFlags(cmd, &reason, &all)
+	cmd.Flags().StringVar(&rate, "rate", "", "publish at most so many, such as `50/s` or 600/m (default as fast as the broker takes them)")
+	addWaitFlag(cmd, &wait)
+	addChoiceFlags(cmd, &chosen)
 	addLetterFlags(cmd, &queue, &limit)
 	addOutputFlags(cmd, formatTable, formatJSON, formatJSONL)
-	addConfigFlags(cmd, "database", "publisher.window", "publisher.timeout")
+	addReplayFlags(cmd)
 	return cmd
+}
+
+func addWaitFlag(cmd *cobra.Command, wait *time.Duration) {
+	cmd.Flags().DurationVar(wait, "wait", 30*time.Second, "how long to wait for the outcomes")
+}
+
+// addReplayFlags gives cmd the settings of a replay beside those of letters.
+func addReplayFlags(cmd *cobra.Command) {
+	addConfigFlags(cmd, "database", "consumer.max_message_bytes", "publisher.window", "publisher.timeout")
+}
+
+// maxReplayTime is well below the time (RabbitMQ's consumer_timeout, 30 minutes)
+// after which the broker gives to others what was not acknowledged.
+const maxReplayTime = 20 * time.Minute
+
+// parseRate returns the time between two messages; 0 for the empty rate.
+func parseRate(rate string) (time.Duration, error) {
+	if rate == "" {
+		return 0, nil
+	}
+	number, unit, _ := strings.Cut(rate, "/")
+	per, known := map[string]time.Duration{"": time.Second, "s": time.Second, "m": time.Minute, "h": time.Hour}[unit]
+	n, err := strconv.ParseFloat(number, 64)
+	if err != nil || !known || !(n >= 0.001) || n > 1e6 {
+		return 0, usage("--rate: %q is not a rate: expected a number of messages per second, minute or hour, such as 50/s, 600/m or 100/h", rate)
+	}
+	return time.Duration(float64(per) / n), nil
 }
 
 // replay is a set of letters on their way back, and how each ended.
 type replay struct {
 	letters  []deadLetter
-	verdicts []verdict
+	verdicts []verdict // one for each letter
+	// copies, if any, are of the one letter and go with it.
+	copies []deadLetter
+	action   store.DeadLetterAction
+	// body, if set, is published instead of that of the one letter.
+	body []byte
+	// newID: the one letter gets a message id of its own.
+	newID bool
+	// interval between two, 0 for none.
+	interval time.Duration
 }
 
 // verdict is how the replay of one letter ended.
@@ -97,15 +153,14 @@ const (
 	outcomeNotPublished = "not-published"
 )
 
-func (a *app) replay(cmd *cobra.Command, c *config, d *deadLetterQueues, r *replay, wait time.Duration) error {
+// replay publishes the letters again, records that, and finds out how they
+// ended, from db unless dbErr says that there is none.
+func (a *app) replay(cmd *cobra.Command, c *config, d *deadLetterQueues, r *replay, db *store.DB, dbErr error, wait time.Duration) error {
+	r.verdicts = make([]verdict, len(r.letters))
 	if len(r.letters) == 0 {
 		return nil
 	}
 	ctx := cmd.Context()
-	db, dbErr := a.outcomeStore(ctx, c)
-	if dbErr == nil {
-		defer db.Close()
-	}
 	// What had its effect before is a duplicate now.
 	known := make(map[string]workflow.Outcome)
 	if dbErr == nil {
@@ -117,22 +172,41 @@ func (a *app) replay(cmd *cobra.Command, c *config, d *deadLetterQueues, r *repl
 		}
 		known, dbErr = outcomes(ctx, db, ids)
 	}
-	if err := a.republish(ctx, cmd, c, r); err != nil {
+	deaths := new(deathNotices)
+	if dbErr == nil {
+		var err error
+		if deaths, err = awaitDeaths(d.conn); err != nil {
+			return err
+		}
+	}
+	published, err := a.republish(ctx, cmd, c, d, r, deaths.queue)
+	a.record(ctx, db, dbErr, a.auditEntries(r.action, published))
+	if err != nil {
 		return err
 	}
 	if dbErr != nil {
-		fmt.Fprintf(a.stderr, "the outcomes are unknown: %s\n", harmless(dbErr.Error()))
+		fmt.Fprintf(a.stderr, "the outcomes are unknown: %s\n", harmless(oneLine.Replace(dbErr.Error())))
 		return nil
 	}
-	return r.await(ctx, db, d, known, wait)
+	look := func(visit func(deadLetter)) {
+		again, err := a.openDeadLetters(ctx, c, "", max(d.limit, defaultLetters))
+		if err == nil {
+			defer again.close()
+			err = again.each(ctx, func(l deadLetter) error { visit(l); return nil })
+		}
+		if err != nil {
+			fmt.Fprintf(a.stderr, "whether letters died again is not known: %s\n", harmless(oneLine.Replace(err.Error())))
+		}
+	}
+	return r.await(ctx, db, deaths, look, known, wait)
 }
 
-// outcomeStore opens the database that knows the outcomes.
+// outcomeStore opens the database that knows the outcomes and keeps the audit.
 func (a *app) outcomeStore(ctx context.Context, c *config) (*store.DB, error) {
 	if err := c.require("database.url"); err != nil {
 		return nil, err
 	}
-	db, err := store.Open(ctx, c.store(a.logger(c, true)))
+	db, err := c.openStore(ctx, a.logger(c, true))
 	if err != nil {
 		return nil, err
 	}
@@ -156,66 +230,161 @@ func outcomes(ctx context.Context, db *store.DB, ids []string) (map[string]workf
 	return all, nil
 }
 
-// republish publishes every letter and takes from the dead-letter queue those
-// that the broker has confirmed. A crash between the two leaves the letter in
-// both places, under one id: a later replay of it is a duplicate.
-func (a *app) republish(ctx context.Context, cmd *cobra.Command, c *config, r *replay) (err error) {
+// deathNotices tells which letters of one replay died again. The zero value
+// tells nothing.
+type deathNotices struct {
+	// queue to name in the messages, empty if there is none.
+	queue   string
+	notices <-chan amqp.Delivery
+}
+
+// awaitDeaths opens a queue of ours to hear of deaths. The dead letters lie
+// among those of others, and to look for them there would keep them all from
+// whoever else looks. A user who may not declare such a queue does without.
+func awaitDeaths(conn *amqp.Connection) (*deathNotices, error) {
+	ch, err := conn.Channel()
+	if err != nil {
+		return nil, broker.Explain(err)
+	}
+	q, err := ch.QueueDeclare("", false, true, true, false, nil)
+	if err == nil {
+		var notices <-chan amqp.Delivery
+		if notices, err = ch.Consume(q.Name, "", true, true, false, false, nil); err == nil {
+			return &deathNotices{queue: q.Name, notices: notices}, nil
+		}
+	}
+	if refusal, ok := errors.AsType[*amqp.Error](err); ok && refusal.Code == amqp.AccessRefused {
+		return new(deathNotices), nil
+	}
+	return nil, broker.Explain(err)
+}
+
+// republish publishes every letter, takes from the dead-letter queue those that
+// the broker has confirmed, and returns them. A crash between the two leaves
+// the letter in both places, under one id: a later replay of it is a duplicate.
+func (a *app) republish(ctx context.Context, cmd *cobra.Command, c *config, d *deadLetterQueues, r *replay, notices string) (published []*deadLetter, err error) {
 	p, err := a.publisher(cmd, c, a.stderr)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.Publisher.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, c.Publisher.Timeout+time.Duration(len(r.letters))*r.interval)
 	defer cancel()
 	defer func() {
 		// Each receipt has been awaited, so there is nothing left to report.
 		_ = p.Close(ctx)
 	}()
 	if err := ready(ctx, p, c); err != nil {
-		return err
+		return nil, err
 	}
 	receipts := make([]*publisher.Receipt, len(r.letters))
-	for i := range r.letters {
-		l := &r.letters[i]
-		r.verdicts[i] = verdict{ID: l.id, Queue: l.queue, Outcome: outcomeUnknown}
-		headers := make(map[string]any)
-		for name, value := range l.delivery.Headers {
-			// How often and since when it dies is its history; the rest is of
-			// the death that it is being woken from.
-			if !strings.HasPrefix(name, "x-waymark-") || name == consumer.HeaderCount || name == consumer.HeaderFirstSeen {
-				headers[name] = value
+	settled := 0
+	// settle takes the letters before the last one sent whose fate is known, in
+	// order, until one is not known, and waits for that if it is told to.
+	settle := func(sent int, wait bool) error {
+		for ; settled < sent; settled++ {
+			receipt, v := receipts[settled], &r.verdicts[settled]
+			if receipt == nil {
+				continue
 			}
+			if !wait {
+				select {
+				case <-receipt.Done():
+				default:
+					return nil
+				}
+			}
+			if err := receipt.Wait(ctx); err != nil {
+				v.Outcome, v.Error = outcomeNotPublished, known(err.Error())
+				continue
+			}
+			v.ID = receipt.MessageID()
+			crashpoint.Hit("replay.confirmed")
+			l := &r.letters[settled]
+			err := l.delivery.Ack(false)
+			for i := 0; i < len(r.copies) && err == nil; i++ {
+				err = r.copies[i].delivery.Ack(false)
+			}
+			if err != nil {
+				return fmt.Errorf("taking message %s from the dead-letter queue, now that it is published again: %w", v.ID, broker.Explain(err))
+			}
+			published = append(published, l)
 		}
-		receipts[i], err = p.SendRaw(ctx, l.queue, l.delivery.Body, publisher.Properties{
-			ContentType: l.delivery.ContentType, Headers: headers, MessageID: l.id, Priority: l.delivery.Priority, Timestamp: l.delivery.Timestamp,
-		})
+		return nil
+	}
+	began := time.Now()
+	for i := range r.letters {
+		r.verdicts[i] = verdict{ID: r.letters[i].id, Queue: r.letters[i].queue, Outcome: outcomeUnknown}
+		err := pace(ctx, began.Add(time.Duration(i)*r.interval))
+		if err == nil {
+			receipts[i], err = r.send(ctx, p, c, i, notices)
+		}
 		if err != nil {
 			r.verdicts[i].Outcome, r.verdicts[i].Error = outcomeNotPublished, known(err.Error())
-			receipts[i] = nil
+		}
+		if err := settle(i+1, false); err != nil {
+			return published, err
 		}
 	}
-	for i, receipt := range receipts {
-		if receipt == nil {
-			continue
-		}
-		if err := receipt.Wait(ctx); err != nil {
-			r.verdicts[i].Outcome, r.verdicts[i].Error = outcomeNotPublished, known(err.Error())
-			continue
-		}
-		r.verdicts[i].ID = receipt.MessageID()
-		crashpoint.Hit("replay.confirmed")
-		if err := r.letters[i].delivery.Ack(false); err != nil {
-			return fmt.Errorf("taking message %s from the dead-letter queue, now that it is published again: %w", receipt.MessageID(), err)
-		}
+	if err := settle(len(r.letters), true); err != nil {
+		return published, err
 	}
-	return nil
+	return published, d.settle()
 }
 
-// poll is the time between two looks for outcomes.
-const poll = 100 * time.Millisecond
+// pace waits until it is time.
+func pace(ctx context.Context, due time.Time) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(time.Until(due)):
+		return nil
+	}
+}
+
+// send hands a letter to the publisher.
+func (r *replay) send(ctx context.Context, p *publisher.Publisher, c *config, i int, notices string) (*publisher.Receipt, error) {
+	l := &r.letters[i]
+	body := l.delivery.Body
+	headers := make(map[string]any)
+	for name, value := range l.delivery.Headers {
+		// How often and since when it dies is its history; the rest is of
+		// the death that it is being woken from.
+		if !strings.HasPrefix(name, "x-waymark-") || name == consumer.HeaderCount || name == consumer.HeaderFirstSeen {
+			headers[name] = value
+		}
+	}
+	if notices != "" {
+		headers[consumer.HeaderReplay] = notices
+	}
+	properties := publisher.Properties{
+		ContentType: l.delivery.ContentType, Headers: headers, MessageID: l.id, Priority: l.delivery.Priority, Timestamp: l.delivery.Timestamp,
+	}
+	if r.body != nil {
+		body, properties.ContentType = r.body, "application/json"
+		delete(headers, headerCompression)
+	}
+	if r.newID {
+		properties.MessageID = ""
+	}
+	if most := c.Consumer.MaxMessageBytes; len(body) > most {
+		return nil, fmt.Errorf("it would only die again: its body is %d bytes long, and consumer.max_message_bytes is %d; raise it here and for waymark serve", len(body), most)
+	}
+	return p.SendRaw(ctx, l.queue, body, properties)
+}
+
+const (
+	// poll is the time between two looks for outcomes.
+	poll = 100 * time.Millisecond
+	// lookEvery is the time between two looks into the dead-letter queues, where
+	// nobody tells of deaths.
+	lookEvery = 3 * time.Second
+)
 
 // await finds out how the letters ended: their ids are known to the database,
-// or they are back in the dead-letter queue.
-func (r *replay) await(ctx context.Context, db *store.DB, d *deadLetterQueues, before map[string]workflow.Outcome, wait time.Duration) error {
+// or there is notice of their death. At the end, and from time to time if there
+// are no notices, look finds those that are back in the dead-letter queue.
+func (r *replay) await(ctx context.Context, db *store.DB, deaths *deathNotices, look func(visit func(deadLetter)),
+	before map[string]workflow.Outcome, wait time.Duration) error {
 	// A crash may have left a message in the queue twice: several letters of one id.
 	pending := make(map[string][]*verdict)
 	for i := range r.verdicts {
@@ -224,48 +393,64 @@ func (r *replay) await(ctx context.Context, db *store.DB, d *deadLetterQueues, b
 			pending[v.ID] = append(pending[v.ID], v)
 		}
 	}
+	dead := func(id, reason, pointer, problem string) {
+		if all := pending[id]; len(all) > 0 {
+			v := all[0]
+			v.Outcome, v.Reason, v.Pointer, v.Error = workflow.Dead.String(), known(reason), known(pointer), known(problem)
+			if pending[id] = all[1:]; len(all) == 1 {
+				delete(pending, id)
+			}
+		}
+	}
+	search := func() { look(func(l deadLetter) { dead(l.id, l.reason, l.pointer, l.problem) }) }
+	var looks <-chan time.Time
+	if deaths.queue == "" {
+		ticker := time.NewTicker(lookEvery)
+		defer ticker.Stop()
+		looks = ticker.C
+	}
 	deadline := time.After(wait)
+	next := time.NewTimer(0)
+	defer next.Stop()
 	for len(pending) > 0 {
-		var ids []string
-		for id := range pending {
-			ids = append(ids, id)
-		}
-		found, err := outcomes(ctx, db, ids)
-		if err != nil {
-			return unreachable(err)
-		}
-		for id, outcome := range found {
-			if _, twice := before[id]; twice {
-				outcome = workflow.Duplicate
-			}
-			for _, v := range pending[id] {
-				v.Outcome = outcome.String()
-				outcome = workflow.Duplicate // as are the others of its id
-			}
-			delete(pending, id)
-		}
-		d.limit = d.taken + defaultLetters
-		if _, err := d.each(ctx, func(l deadLetter) error {
-			if all := pending[l.id]; len(all) > 0 {
-				v := all[0]
-				v.Outcome, v.Reason, v.Pointer, v.Error = workflow.Dead.String(), known(l.reason), known(l.pointer), known(l.problem)
-				if pending[l.id] = all[1:]; len(all) == 1 {
-					delete(pending, l.id)
-				}
-			}
-			return nil
-		}); err != nil {
-			return err
-		}
-		if len(pending) == 0 {
-			break
-		}
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
+		case n, ok := <-deaths.notices:
+			if !ok {
+				deaths.notices = nil
+				break
+			}
+			word := func(name string) string {
+				s, _ := n.Headers[name].(string)
+				return s
+			}
+			dead(n.MessageId, word(consumer.HeaderReason), word(consumer.HeaderPointer), word(consumer.HeaderError))
+		case <-looks:
+			search()
+		case <-next.C:
+			var ids []string
+			for id := range pending {
+				ids = append(ids, id)
+			}
+			found, err := outcomes(ctx, db, ids)
+			if err != nil {
+				return unreachable(err)
+			}
+			for id, outcome := range found {
+				if _, twice := before[id]; twice {
+					outcome = workflow.Duplicate
+				}
+				for _, v := range pending[id] {
+					v.Outcome = outcome.String()
+					outcome = workflow.Duplicate // as are the others of its id
+				}
+				delete(pending, id)
+			}
+			next.Reset(poll)
 		case <-deadline:
+			search()
 			return nil
-		case <-time.After(poll):
 		}
 	}
 	return nil
