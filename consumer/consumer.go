@@ -1,6 +1,7 @@
 package consumer
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -119,6 +120,7 @@ type Consumer struct {
 	number  int64 // of the last batch; the applying goroutine's alone
 	metrics *metrics
 	intake  *intake
+	probes  chan chan<- struct{} // whoever wants an answer of the broker
 	workers int
 	// batchBytes ends a batch.
 	batchBytes int
@@ -171,7 +173,7 @@ func New(cfg Config) (*Consumer, error) {
 	}
 	in := newIntake(int64(cfg.MaxHeldBytes), cfg.Prefetch)
 	return &Consumer{
-		cfg: cfg, queue: queue, id: uuid.New(), metrics: newMetrics(cfg.Registerer, cfg.Queue, in), intake: in,
+		cfg: cfg, queue: queue, id: uuid.New(), metrics: newMetrics(cfg.Registerer, cfg.Queue, in), intake: in, probes: make(chan chan<- struct{}),
 		workers: runtime.GOMAXPROCS(0), batchBytes: min(maxBatchBytes, cfg.MaxHeldBytes/4), health: Health{Broker: errStarting},
 	}, nil
 }
@@ -184,6 +186,29 @@ func (c *Consumer) Health() Health {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.health
+}
+
+// errSilent says that the broker, over a connection that is open, does not answer.
+var errSilent = errors.New("the broker does not answer, though the connection is open")
+
+// Probe asks the broker for an answer until ctx ends. Unlike Health it also
+// finds one that is frozen, before its heartbeats are missed.
+func (c *Consumer) Probe(ctx context.Context) error {
+	if err := c.Health().Broker; err != nil {
+		return err
+	}
+	answered := make(chan struct{})
+	select {
+	case c.probes <- answered:
+	case <-ctx.Done():
+		return cmp.Or(c.Health().Broker, errSilent)
+	}
+	select {
+	case <-answered:
+		return nil
+	case <-ctx.Done():
+		return cmp.Or(c.Health().Broker, errSilent)
+	}
 }
 
 func (c *Consumer) brokerIs(err error) {

@@ -199,13 +199,15 @@ func retryReason(err error) string {
 // depthEvery is how often the broker is asked how long the queues are.
 const depthEvery = 5 * time.Second
 
-// watchDepth asks the broker for the lengths of the queues, until the session
-// is over. It has a channel of its own, as a queue that is missing costs it.
+// watchDepth asks the broker for the lengths of the queues, now and then and
+// when somebody wants an answer, until the session is over. It has a channel of
+// its own, as a queue that is missing costs it.
 func (c *Consumer) watchDepth(s *session) {
 	defer c.metrics.depth(math.NaN(), math.NaN(), math.NaN())
 	letters := c.cfg.Topology.DeadLetter(c.cfg.Queue).Name
 	tick := time.NewTicker(depthEvery)
 	defer tick.Stop()
+	var answered chan<- struct{}
 	for {
 		if ch, err := s.conn.Channel(); err == nil {
 			queue, err1 := ch.QueueDeclarePassive(s.queue, false, false, false, false, nil)
@@ -216,11 +218,16 @@ func (c *Consumer) watchDepth(s *session) {
 				c.metrics.depth(math.NaN(), math.NaN(), math.NaN())
 			}
 			_ = ch.Close()
+			if answered != nil {
+				close(answered) // whatever the answer was
+			}
 		}
+		answered = nil
 		select {
 		case <-s.gone:
 			return
 		case <-tick.C:
+		case answered = <-c.probes:
 		}
 	}
 }

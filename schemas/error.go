@@ -84,6 +84,15 @@ func (c *contract) explain(invalid *jsonschema.ValidationError, doc any) *Error 
 		e.Message = "expected " + expectation(property) + ", found nothing"
 	} else {
 		e.Message = "expected " + expectation(schema) + ", found " + shown(value)
+		// What is too much is told by how much it is, and what to do.
+		switch object, _ := value.(map[string]any); {
+		case strings.Contains(first.AbsoluteKeywordLocation, "/propertyNames/") && len(path) > 0:
+			e.Message = "expected the key to be " + expectation(schema) + ", found " + shown(path[len(path)-1]) + ": shorten it"
+		case keyword == "maxLength":
+			e.Message += ": shorten it"
+		case keyword == "maxProperties":
+			e.Message = fmt.Sprintf("expected %s, found %d: leave some out", expectation(schema), len(object))
+		}
 	}
 	e.Pointer = pointer(path)
 	switch more := len(leaves) - 1; {
@@ -158,7 +167,7 @@ func expectation(schema map[string]any) string {
 	case "array":
 		return "an array"
 	case "object":
-		return "an object"
+		return "an object" + between(schema["minProperties"], schema["maxProperties"], " properties")
 	default:
 		return "a value that the schema allows"
 	}
@@ -177,6 +186,8 @@ func between(low, high any, unit string) string {
 		return " of at least " + number(from) + unit
 	case hasHigh && hasLow:
 		return " of " + number(from) + " to " + number(to) + unit
+	case hasHigh:
+		return " of at most " + number(to) + unit
 	default:
 		return ""
 	}

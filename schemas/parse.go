@@ -19,6 +19,8 @@ const (
 	DefaultMaxDepth = 64
 	// DefaultMaxJobs is the default of Limits.MaxJobs.
 	DefaultMaxJobs = 200_000
+	// DefaultMaxValues is the default of Limits.MaxValues.
+	DefaultMaxValues = 2_000_000
 )
 
 // maxLayers is how many times a body may be a JSON string that holds JSON.
@@ -36,6 +38,10 @@ type Limits struct {
 	// MaxJobs is how many job ids and job details, together, one message may
 	// hold. Default DefaultMaxJobs.
 	MaxJobs int
+	// MaxValues is how many JSON values one message may hold, of any kind and
+	// wherever. A value of two bytes takes fifty when it is read. Default
+	// DefaultMaxValues.
+	MaxValues int
 }
 
 // WithDefaults returns l with the default for each field below 1.
@@ -47,9 +53,10 @@ func (l Limits) WithDefaults() Limits {
 		return n
 	}
 	return Limits{
-		MaxBytes: or(l.MaxBytes, DefaultMaxBytes),
-		MaxDepth: or(l.MaxDepth, DefaultMaxDepth),
-		MaxJobs:  or(l.MaxJobs, DefaultMaxJobs),
+		MaxBytes:  or(l.MaxBytes, DefaultMaxBytes),
+		MaxDepth:  or(l.MaxDepth, DefaultMaxDepth),
+		MaxJobs:   or(l.MaxJobs, DefaultMaxJobs),
+		MaxValues: or(l.MaxValues, DefaultMaxValues),
 	}
 }
 
@@ -75,14 +82,17 @@ func Check(k Kind, body []byte, lim Limits) error {
 
 func parse(k Kind, body []byte, lim Limits, upcast func(Kind, map[string]any)) (map[string]any, error) {
 	if len(body) > lim.MaxBytes {
-		return nil, &Error{Reason: ReasonTooLarge, Message: fmt.Sprintf("expected at most %d bytes, found %d", lim.MaxBytes, len(body))}
+		return nil, &Error{Reason: ReasonTooLarge, Message: fmt.Sprintf("expected at most %d bytes, found %d: say it in several messages, or allow more where it is read", lim.MaxBytes, len(body))}
 	}
 	text, err := Unwrap(body)
 	if err != nil {
 		return nil, err
 	}
 	if deeperThan(text, lim.MaxDepth) {
-		return nil, &Error{Reason: ReasonTooDeep, Message: fmt.Sprintf("expected objects and arrays at most %d deep", lim.MaxDepth)}
+		return nil, &Error{Reason: ReasonTooDeep, Message: fmt.Sprintf("expected objects and arrays at most %d deep: put what is deeper into a string", lim.MaxDepth)}
+	}
+	if MoreValuesThan(text, lim.MaxValues) {
+		return nil, &Error{Reason: ReasonTooLarge, Message: fmt.Sprintf("expected at most %d JSON values, found more: say it in several messages", lim.MaxValues)}
 	}
 	doc, err := decode(text)
 	if err != nil {
@@ -90,7 +100,7 @@ func parse(k Kind, body []byte, lim Limits, upcast func(Kind, map[string]any)) (
 	}
 	upcast(k, doc)
 	if n := jobs(doc); n > lim.MaxJobs {
-		return nil, &Error{Reason: ReasonTooLarge, Pointer: "/message", Message: fmt.Sprintf("expected at most %d job ids and job details, found %d", lim.MaxJobs, n)}
+		return nil, &Error{Reason: ReasonTooLarge, Pointer: "/message", Message: fmt.Sprintf("expected at most %d job ids and job details, found %d: say it in several messages", lim.MaxJobs, n)}
 	}
 	if err := Validate(k, doc); err != nil {
 		return nil, err
@@ -170,6 +180,31 @@ func deeperThan(text []byte, limit int) bool {
 			}
 		case '}', ']':
 			depth--
+		case '"':
+			for i++; i < len(text) && text[i] != '"'; i++ {
+				if text[i] == '\\' {
+					i++
+				}
+			}
+		}
+	}
+	return false
+}
+
+// MoreValuesThan reports whether a JSON text holds more values than limit, by
+// the commas and brackets that are not in strings. It counts a key as part of
+// its value, allocates nothing and does not check the syntax.
+func MoreValuesThan[T ~string | ~[]byte](text T, limit int) bool {
+	if len(text)/2 < limit {
+		return false // each takes a byte, and one that separates it
+	}
+	values := 0
+	for i := 0; i < len(text); i++ {
+		switch text[i] {
+		case '{', '[', ',':
+			if values++; values > limit {
+				return true
+			}
 		case '"':
 			for i++; i < len(text) && text[i] != '"'; i++ {
 				if text[i] == '\\' {

@@ -159,7 +159,7 @@ func TestWords(t *testing.T) {
 		{"pattern", `{` + id + `,"status":1,"message":{"progress":{"running":{"total":1,"job_ids":["a\u0000b"]}}}}`,
 			`schema: /message/progress/running/job_ids/0: expected a string of 1 to 256 characters without control characters, found "a\x00b"`},
 		{"long", `{` + id + `,"status":1,"engine":"` + strings.Repeat("é", 100) + `"}`,
-			`schema: /engine: expected a string of 1 to 64 characters, found "` + strings.Repeat("é", 40) + `"… (100 characters)`},
+			`schema: /engine: expected a string of 1 to 64 characters, found "` + strings.Repeat("é", 40) + `"… (100 characters): shorten it`},
 		{"object", `{` + id + `,"status":1,"logs":{"secret":1}}`, `schema: /logs: expected a string, found an object`},
 		{"array", `{` + id + `,"status":1,"message":[1]}`, `schema: /message: expected an object, found an array`},
 		{"exit code", `{` + id + `,"status":1,"message":{"jobs":[{"job_id":"a","exit_code":9e9}]}}`,

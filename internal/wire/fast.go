@@ -68,6 +68,9 @@ func readStatus(body []byte, lim schemas.Limits) *workflow.StatusMessage {
 	}
 	r.jobs = lim.MaxJobs
 	r.unwrap(body)
+	if schemas.MoreValuesThan(r.text, lim.MaxValues) {
+		return nil
+	}
 	var m fastStatus
 	r.status(&m)
 	r.end()
@@ -307,6 +310,9 @@ func (r *statusReader) count() {
 const (
 	maxEngine = 64
 	maxJobID  = 256
+	maxName   = 1024
+	maxPath   = 4096
+	maxText   = 1 << 20
 )
 
 func (r *statusReader) jobID() string {
@@ -357,10 +363,10 @@ func (r *statusReader) report(j *workflow.JobReport) {
 			j.ID = r.jobID()
 		case "name":
 			r.once(&met, name)
-			j.Name = r.optional()
+			j.Name = r.short(maxName)
 		case "path":
 			r.once(&met, path)
-			j.Path = r.optional()
+			j.Path = r.short(maxPath)
 		case "status":
 			r.once(&met, status)
 			if !r.null() {
@@ -371,7 +377,7 @@ func (r *statusReader) report(j *workflow.JobReport) {
 			j.Attempt = r.attempt()
 		case "command":
 			r.once(&met, command)
-			j.Command = r.optional()
+			j.Command = r.short(maxText)
 		case "exit_code":
 			r.once(&met, exitCode)
 			if !r.null() {
@@ -391,7 +397,7 @@ func (r *statusReader) report(j *workflow.JobReport) {
 			j.Result = r.raw()
 		case "diagnostics":
 			r.once(&met, diagnostics)
-			j.Diagnostics = r.optional()
+			j.Diagnostics = r.short(maxText)
 		default:
 			r.skip()
 		}
@@ -417,6 +423,15 @@ func (r *statusReader) optional() string {
 		return ""
 	}
 	return r.string()
+}
+
+// short is optional for text that the schema bounds.
+func (r *statusReader) short(most int) string {
+	text := r.optional()
+	if len(text) > most {
+		r.giveUp()
+	}
+	return text
 }
 
 // maxAttempt is the schema's bound.

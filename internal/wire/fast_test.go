@@ -691,7 +691,7 @@ func FuzzFastPath(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		agrees(t, body, schemas.Limits{})
-		agrees(t, body, schemas.Limits{MaxBytes: 300, MaxDepth: 5, MaxJobs: 2})
+		agrees(t, body, schemas.Limits{MaxBytes: 300, MaxDepth: 5, MaxJobs: 2, MaxValues: 12})
 		agrees(t, Reana(body), schemas.Limits{})
 	})
 }
@@ -844,6 +844,7 @@ func FuzzFastEncode(f *testing.F) {
 			{Progress: workflow.Progress{EngineSpecific: document}},
 			{Progress: workflow.Progress{Cached: &workflow.Section{Total: number, JobIDs: []string{id}}}},
 			{Jobs: []workflow.JobReport{{ID: id}}},
+			{Jobs: []workflow.JobReport{{ID: "a", Name: strings.Repeat(text, 200), Path: strings.Repeat(id, 200)}}},
 			{Jobs: []workflow.JobReport{{ID: "a", Status: workflow.JobStatus(number), Result: document, Name: text}}},
 			{Jobs: []workflow.JobReport{{ID: "a", Attempt: number, StartedAt: at}}},
 			{Jobs: []workflow.JobReport{{ID: "a", ExitCode: &number, Cached: true, FinishedAt: at}}},

@@ -44,7 +44,7 @@ func writeStatus(m *workflow.StatusMessage) []byte {
 	}
 	w.optional("engine", m.Engine)
 	w.body = append(w.body, '}')
-	if w.doubt || len(w.body) > schemas.DefaultMaxBytes {
+	if w.doubt || len(w.body) > schemas.DefaultMaxBytes || schemas.MoreValuesThan(w.body, schemas.DefaultMaxValues) {
 		return nil
 	}
 	return w.body
@@ -128,6 +128,9 @@ func (w *statusWriter) section(name string, s *workflow.Section) {
 }
 
 func (w *statusWriter) report(j *workflow.JobReport) {
+	if len(j.Name) > maxName || len(j.Path) > maxPath || len(j.Command) > maxText || len(j.Diagnostics) > maxText {
+		w.doubt = true
+	}
 	w.body = append(w.body, `{"job_id":`...)
 	w.jobID(j.ID)
 	w.optional("name", j.Name)
