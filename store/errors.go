@@ -78,7 +78,7 @@ func translatePg(pg *pgconn.PgError) error {
 	case pg.Code == "3D000":
 		return advise(pg, "%s; create it, or name another in database.url", pg.Message)
 	case pg.Code == "42501":
-		return advise(pg, "%s; grant the role what the README lists", pg.Message)
+		return advise(pg, "%s; deploy/rights/postgres.sql grants what is needed", pg.Message)
 	case pg.Code == "42P01" || pg.Code == "3F000":
 		return advise(pg, "%s; run `waymark migrate`", pg.Message)
 	case pg.Code == "25006":

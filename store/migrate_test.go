@@ -232,8 +232,8 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		"nobody listens":      {url(cfg.User, cfg.Database, 1), func(db *store.DB) error { return db.Ping(t.Context()) }, "refused"},
 		"no such database":    {url(cfg.User, "no_such_db", cfg.Port), func(db *store.DB) error { return db.Ping(t.Context()) }, "create it, or name another in database.url"},
 		"no such role":        {url("no_such_role", cfg.Database, cfg.Port), func(db *store.DB) error { return db.Ping(t.Context()) }, "no_such_role"},
-		"rights looked at":    {url(role, cfg.Database, cfg.Port), func(db *store.DB) error { return db.CheckRights(t.Context()) }, "table engine_documents"},
-		"no right to write":   {url(role, cfg.Database, cfg.Port), func(db *store.DB) error { return applyTo(t, db) }, "grant the role what the README lists"},
+		"rights looked at":    {url(role, cfg.Database, cfg.Port), func(db *store.DB) error { return db.CheckRights(t.Context()) }, "engine_documents"},
+		"no right to write":   {url(role, cfg.Database, cfg.Port), func(db *store.DB) error { return applyTo(t, db) }, "deploy/rights/postgres.sql"},
 		"the schema is empty": {d.URL, func(db *store.DB) error { return applyTo(t, db) }, "run `waymark migrate`"},
 	} {
 		schema := d.Schema

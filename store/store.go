@@ -31,6 +31,10 @@ type Config struct {
 	// MaxConnections for reading; applying uses one more for each caller of
 	// Apply, listening one for each caller of Listen. Default 8.
 	MaxConnections int
+	// MaxRunLogBytes is about how much of the logs of one run is stored: half of
+	// it from their beginning, in the order of arrival, and half from their end.
+	// Default 64 MiB.
+	MaxRunLogBytes int64
 	// Now is the clock. Default time.Now.
 	Now func() time.Time
 	// Schema holds all tables and views; Migrate creates it. Lower-case
@@ -70,6 +74,9 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.MaxConnections == 0 {
 		c.MaxConnections = 8
+	}
+	if c.MaxRunLogBytes == 0 {
+		c.MaxRunLogBytes = 64 << 20
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -174,20 +181,24 @@ func (db *DB) Ping(ctx context.Context) error {
 	return nil
 }
 
-// CheckRights returns an error that names the first table that the role may not
-// write, or nil. A consumer asks before it takes messages it could not apply,
-// and would keep from others that can.
+// CheckRights returns an error that names the rights that the role lacks, or
+// nil. A consumer asks before it takes messages it could not apply, and would
+// keep from others that can.
 func (db *DB) CheckRights(ctx context.Context) error {
-	var lacking *string
+	var role, lacking *string
 	err := db.reads.QueryRowContext(ctx, `
-		SELECT min(t) FROM unnest($1::text[]) AS t
-		WHERE NOT (has_table_privilege(t, 'SELECT') AND has_table_privilege(t, 'INSERT') AND has_table_privilege(t, 'UPDATE'))`,
-		[]string{"workflows", "jobs", "submissions", "engine_documents", "log_chunks", "status_changes", "seen_messages", "seen_batches", "ledger"}).Scan(&lacking)
+		SELECT current_user, string_agg(right_, ', ')
+		FROM (SELECT right_ || ' on ' || string_agg(t, ', ' ORDER BY t) AS right_
+		      FROM unnest($1::text[]) AS t, unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) WITH ORDINALITY AS r (right_, n)
+		      WHERE NOT has_table_privilege(t, right_) AND (right_ <> 'DELETE' OR t = ANY ($2::text[]))
+		      GROUP BY right_, n ORDER BY n) AS lacking`,
+		[]string{"workflows", "jobs", "submissions", "engine_documents", "log_chunks", "log_cuts", "cut_chunks", "status_changes", "seen_messages", "seen_batches", "ledger"},
+		[]string{"seen_messages", "seen_batches", "ledger"}).Scan(&role, &lacking)
 	if err != nil {
 		return fmt.Errorf("asking for the rights of the role: %w", translate(err))
 	}
 	if lacking != nil {
-		return fmt.Errorf("the role may not read, insert into and update table %s of schema %q; grant it what the README lists", *lacking, db.cfg.Schema)
+		return fmt.Errorf("role %q lacks in schema %q: %s; deploy/rights/postgres.sql grants what is needed", *role, db.cfg.Schema, *lacking)
 	}
 	return nil
 }

@@ -111,6 +111,9 @@ func (p *Postgres) at(host string, port int, mode string) string {
 	}).String()
 }
 
+// Program is the path of a program of this version, such as psql.
+func (p *Postgres) Program(name string) string { return filepath.Join(p.bin, name) }
+
 // choose picks the programs: of the version that made the data, else the newest.
 func (p *Postgres) choose(ctx context.Context, initdbs []string) error {
 	b, err := os.ReadFile(p.folder.file("data/cluster/PG_VERSION"))
