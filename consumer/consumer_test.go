@@ -392,26 +392,6 @@ func TestHeadersFillTheFrame(t *testing.T) {
 	}
 }
 
-// TestUnreadableHeaders: the library ends the session at such a message, each
-// time anew. Then the operator must at least be told what to look for.
-func TestUnreadableHeaders(t *testing.T) {
-	t.Parallel()
-	s := newSite(t)
-	s.declare()
-	headers := amqp.Table{}
-	for range 40 {
-		headers = amqp.Table{"in": headers}
-	}
-	s.publish(amqp.Publishing{Body: []byte("{}"), Headers: headers})
-	c, _ := s.start()
-	servicetest.Eventually(t, patience, "the consumer says why it cannot go on", func() error {
-		if err := c.Health().Broker; err == nil || !strings.Contains(err.Error(), "nested more than 32 deep; take the message") {
-			return fmt.Errorf("the broker's health: %v; want one that names deep headers and what to do", err)
-		}
-		return nil
-	})
-}
-
 // refuser is the real store, but that some workflow's data is refused and that
 // it can be told to fail.
 type refuser struct {

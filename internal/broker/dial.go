@@ -72,7 +72,7 @@ func Dial(ctx context.Context, cfg Config) (*amqp.Connection, error) {
 	if err := files.login(&uri); err != nil {
 		return nil, err
 	}
-	secure := cfg.TLS.Clone() // the library writes the server's name into it
+	secure := cfg.TLS.Clone()
 	if secure == nil && uri.Scheme == "amqps" {
 		if secure, err = files.tls(uri.ServerName); err != nil {
 			return nil, err
@@ -88,11 +88,10 @@ func Dial(ctx context.Context, cfg Config) (*amqp.Connection, error) {
 	var link net.Conn
 	var unwatch func() bool
 	config := amqp.Config{
-		Heartbeat:       heartbeat,
-		Properties:      properties,
-		SASL:            logins,
-		TLSClientConfig: secure,
-		Dial: func(network, address string) (net.Conn, error) {
+		Heartbeat:  heartbeat,
+		Properties: properties,
+		SASL:       logins,
+		Dial: func(network, _ string) (net.Conn, error) {
 			c, err := new(net.Dialer).DialContext(dialCtx, network, address)
 			if err != nil {
 				return nil, err
@@ -103,11 +102,22 @@ func Dial(ctx context.Context, cfg Config) (*amqp.Connection, error) {
 			if cfg.Wrap != nil {
 				link = cfg.Wrap(c)
 			}
-			return link, nil
+			if secure != nil {
+				if secure.ServerName == "" {
+					secure.ServerName = uri.Host
+				}
+				client := tls.Client(link, secure)
+				if err := client.HandshakeContext(dialCtx); err != nil {
+					return nil, err
+				}
+				link = client
+			}
+			return newReadable(link), nil
 		},
 	}
-
-	conn, err := amqp.DialConfig(strings.TrimSpace(cfg.URL), config)
+	// TLS is done by then: the library would do it on top of what we read.
+	_, rest, _ := strings.Cut(strings.TrimSpace(cfg.URL), "://")
+	conn, err := amqp.DialConfig("amqp://"+rest, config)
 	late := unwatch != nil && !unwatch()
 	if err == nil && !late {
 		return conn, nil

@@ -64,7 +64,7 @@ func Explain(err error) error {
 		if strings.Contains(refusal.Reason, amqp.ErrSyntax.Reason) {
 			// It comes again with each session: that is worth more than the
 			// library's words for it.
-			e.Problem = "the broker sent what cannot be read, such as a message with headers nested more than 32 deep"
+			e.Problem = "the broker sent what cannot be read"
 			e.Remedy = "take the message at the head of the queue away (the broker's management page, or rabbitmqctl purge_queue)"
 		}
 		return e
