@@ -26,8 +26,14 @@ func Relay() {
 	// The signals of the terminal and of a platform are for others.
 	ignoreSignals()
 	_ = syscall.SetNonblock(3, true)
-	relay(os.Stdin, os.Stdout, os.NewFile(3, "copy"))
+	tap := os.NewFile(3, "copy")
+	_, _ = tap.Write([]byte{relayHello})
+	relay(os.Stdin, os.Stdout, tap)
 }
+
+// relayHello is the first byte of the copy. On a busy machine an engine may
+// have ended before its relay has begun.
+const relayHello = 0x06
 
 // deadliner is what relay needs of its copy.
 type deadliner interface {
@@ -73,6 +79,7 @@ type errorTap struct {
 	read   *os.File   // our end of the copy
 	spare  []*os.File // ends that are others' after the start
 	relay  *exec.Cmd
+	began  chan struct{} // closed once the relay works, or never will
 	done   sync.WaitGroup
 }
 
@@ -85,7 +92,14 @@ func newErrorTap(r *supervisor, watched bool) *errorTap {
 		r.Logger.Warn("the end of the engine's standard error is not reported", "err", err)
 		return t
 	}
+	t.began = make(chan struct{})
 	t.done.Go(func() {
+		hello := make([]byte, 1)
+		_, err := t.read.Read(hello)
+		close(t.began)
+		if err != nil {
+			return
+		}
 		lines := Lines{Max: 64 << 10, Emit: func(line []byte) { r.emit(Event{Source: Stderr, Line: line}) }}
 		buffer := make([]byte, 32<<10)
 		for {
@@ -122,7 +136,6 @@ func (t *errorTap) start(command []string, stderr *os.File) (err error) {
 	}
 	t.relay = exec.Command(command[0], command[1:]...)
 	t.relay.Stdin, t.relay.Stdout, t.relay.ExtraFiles = all[0], stderr, []*os.File{all[3]}
-	t.relay.Env = []string{"PATH=" + os.Getenv("PATH")}
 	t.relay.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err = t.relay.Start(); err != nil {
 		return err
@@ -155,6 +168,10 @@ func (t *errorTap) started() {
 func (t *errorTap) wait(d time.Duration) {
 	if t.write == nil {
 		return
+	}
+	select {
+	case <-t.began:
+	case <-time.After(10 * d):
 	}
 	_ = t.read.SetReadDeadline(time.Now().Add(d))
 	t.done.Wait()

@@ -202,7 +202,7 @@ func (r *supervisor) run(ctx context.Context) (Outcome, error) {
 	err = cmd.Start()
 	errs.started()
 	if err != nil {
-		errs.wait(0)
+		errs.wait(time.Millisecond)
 		return out, fmt.Errorf("starting %s: %w", r.Args[0], err)
 	}
 
@@ -288,12 +288,23 @@ func (r *supervisor) prepare(ctx context.Context) (*Launch, *hookListener, error
 	launch.Socket = hook.path
 	launch.Args = append([]string(nil), bare.Args...)
 	launch.Env = append([]string(nil), bare.Env...)
-	watch, err := r.Adapter.Prepare(ctx, &launch)
+	watch, err := r.prepareAdapter(ctx, &launch)
 	if err != nil {
 		return bare, hook, err
 	}
 	r.watch = watch
 	return &launch, hook, nil
+}
+
+// prepareAdapter makes an error of a panic: a mistake of an adapter must not
+// keep the engine from running.
+func (r *supervisor) prepareAdapter(ctx context.Context, l *Launch) (w Watch, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("the adapter has a mistake: %v", p)
+		}
+	}()
+	return r.Adapter.Prepare(ctx, l)
 }
 
 // silent is the Reducer of a run that is not watched.

@@ -21,6 +21,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(programVariable) != "" || len(os.Args) > 1 && os.Args[1] == relayName {
+		main()
+	}
 	// A configuration of the machine is none of the tests' business.
 	standardFiles = []string{"waymark.yaml"}
 	servicetest.Main(m)
@@ -212,7 +215,7 @@ func TestErrorsAreOneLine(t *testing.T) {
 }
 
 func TestHelpGoesToStandardOutput(t *testing.T) {
-	for _, args := range [][]string{{}, {"--help"}, {"help", "exit-codes"}, {"dead-letters"}, {"run", "serial", "--help"}} {
+	for _, args := range [][]string{{}, {"--help"}, {"help", "exit-codes"}, {"dead-letters"}, {"run", "serial", "--help"}, {"run", "script", "--help"}} {
 		got := environment{}.run(t, args...).want(t, exitOK)
 		if got.stdout == "" || got.stderr != "" {
 			t.Errorf("waymark %q: help is on standard error, or missing: %q", args, got.stderr)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -22,25 +21,13 @@ import (
 	"waymark/workflow"
 )
 
-func (a *app) runCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:     "run",
-		Short:   "Run a workflow and report it",
-		Long:    "Run a workflow on this machine and report what it does. Each engine has a\nsubcommand.",
-		Example: "  waymark run serial -f reana.yaml",
-		RunE:    group,
-	}
-	cmd.AddCommand(a.runSerialCommand())
-	return cmd
-}
-
 // serialFlags are the flags of "run serial".
 type serialFlags struct {
-	file, workspace, id, name, owner string
-	parameters, options, labels      []string
-	resume, requireBroker, quiet     bool
-	noSpool                          bool
-	finalTimeout, grace              time.Duration
+	reportFlags
+	file, workspace     string
+	parameters, options []string
+	resume, quiet       bool
+	grace               time.Duration
 }
 
 func (a *app) runSerialCommand() *cobra.Command {
@@ -78,14 +65,8 @@ first Ctrl-C stops the command, the second kills it.`,
 	flags.StringArrayVarP(&f.options, "option", "o", nil, "an operational option: `FROM=STEP`, TARGET=STEP or CACHE=off; may be repeated")
 	flags.StringVarP(&f.workspace, "workspace", "w", "", "`folder` to work in (default .waymark/runs/ID)")
 	flags.BoolVar(&f.resume, "resume", false, "go on where the latest run in the workspace ended: what finished is not run again")
-	flags.StringVar(&f.id, "id", "", "`UUID` of the run (default a new one)")
-	flags.StringVarP(&f.name, "name", "n", "", "`name` of the workflow (default that of the folder of the file)")
-	flags.StringVar(&f.owner, "owner", "", "`owner` of the run (default the name of this user)")
-	flags.StringArrayVar(&f.labels, "label", nil, "a label to find the run by, as `KEY=VALUE`; may be repeated")
-	flags.DurationVar(&f.finalTimeout, "final-timeout", 30*time.Second, "how long the end of the run is tried to be delivered")
+	f.add(flags, "that of the folder of the file")
 	flags.DurationVar(&f.grace, "grace", 10*time.Second, "how long a command may take to end when it is stopped, before it is killed")
-	flags.BoolVar(&f.requireBroker, "require-broker", false, "run nothing unless the broker can be reached")
-	flags.BoolVar(&f.noSpool, "no-spool", false, "keep nothing on disk while the broker is away, and deliver nothing that earlier runs kept")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "do not show the output of the commands")
 	addConfigFlags(cmd, "broker", "publisher", "log")
 	return cmd
@@ -112,13 +93,11 @@ func (a *app) runSerial(cmd *cobra.Command, f *serialFlags) error {
 	if err != nil {
 		return &exitError{code: exitUsage, err: err}
 	}
-	var id uuid.UUID
-	switch {
-	case f.id != "":
-		if id, err = uuid.Parse(f.id); err != nil || id == uuid.Nil {
-			return usage("--id: %q is not a UUID", f.id)
-		}
-	case !f.resume:
+	id, err := f.workflowID()
+	if err != nil {
+		return err
+	}
+	if id == uuid.Nil && !f.resume {
 		id = uuid.New()
 	}
 
@@ -127,7 +106,7 @@ func (a *app) runSerial(cmd *cobra.Command, f *serialFlags) error {
 	ctx, hurry, stop := engines.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	view := a.serialView(f.quiet)
-	to, closePublisher, err := a.reporting(ctx, cmd, c, f, hurry, view)
+	to, closePublisher, err := a.reporting(ctx, cmd, c, &f.reportFlags, hurry, view)
 	if err != nil {
 		return err
 	}
@@ -158,43 +137,6 @@ func (a *app) runSerial(cmd *cobra.Command, f *serialFlags) error {
 	view.close()
 	closePublisher()
 	return a.sayResult(view, to, &result, runErr)
-}
-
-// withoutSettings is an environment without ours. The commands of a workflow
-// have no business with the servers' URLs, which may hold passwords, and what
-// they print is published.
-func withoutSettings(env []string) []string {
-	return slices.DeleteFunc(env, func(v string) bool { return strings.HasPrefix(v, envPrefix) })
-}
-
-// reporting returns where the run is reported to, nil if nowhere, and what
-// closes it.
-func (a *app) reporting(ctx context.Context, cmd *cobra.Command, c *config, f *serialFlags, hurry <-chan struct{}, log io.Writer) (to *runPublisher, closeIt func(), err error) {
-	if c.Broker.URL == "" {
-		if f.requireBroker {
-			return nil, nil, c.require("broker.url")
-		}
-		fmt.Fprintln(a.stderr, "broker.url is not set: the run is not reported")
-		return nil, func() {}, nil
-	}
-	to, err = a.runPublisher(cmd, c, f.noSpool, log)
-	if err != nil {
-		return nil, nil, err
-	}
-	if f.requireBroker {
-		if err := ready(ctx, to.p, c); err != nil {
-			return nil, nil, errors.Join(err, to.p.Close(cancelled()))
-		}
-	}
-	stopDraining := a.drainBeside(ctx, cmd, c, to.spool, hurry, log)
-	return to, func() {
-		// The engine has waited for every confirm that it wanted, and says what
-		// it did not get; this disconnects, and gives the spool back.
-		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-		defer cancel()
-		_ = to.p.Close(closing)
-		stopDraining()
-	}, nil
 }
 
 // announcer says the id of a run, once: before it begins if it is known then,
@@ -250,16 +192,7 @@ func (a *app) sayResult(view *serialView, to *runPublisher, result *serial.Resul
 		}
 		view.line("run %s %s: %d of %s finished (%d from the cache), workspace %s", result.WorkflowID, view.colour(result.Status.String()),
 			result.Finished, count(result.Total, "command"), result.Cached, harmless(result.Workspace))
-		if to != nil {
-			r, d := result.Report, to.delivery(result.Report)
-			view.line("published %d, confirmed %d, spooled %d, dropped %d", d.published, d.confirmed, d.spooled, d.dropped)
-			if d.spooled > 0 {
-				view.line("%s kept in %s, for the next run or waymark publish --spool to deliver", count(d.spooled, "message"), harmless(to.spool))
-			}
-			if r.Terminal != nil {
-				view.line("nobody was told how the run ended: %s", harmless(errorText(r.Err)))
-			}
-		}
+		a.sayReport(view.line, to, result.Report)
 	}
 	switch {
 	case runErr != nil && result.WorkflowID == uuid.Nil:
@@ -268,13 +201,6 @@ func (a *app) sayResult(view *serialView, to *runPublisher, result *serial.Resul
 		return &exitError{code: max(result.ExitCode, exitFailed), err: runErr}
 	}
 	return exit(result.ExitCode)
-}
-
-func errorText(err error) string {
-	if err == nil {
-		return "the broker did not confirm it"
-	}
-	return err.Error()
 }
 
 // serialView shows a run: with a progress bar on a terminal, in lines elsewhere.

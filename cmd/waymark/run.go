@@ -1,0 +1,287 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"waymark/engines"
+	"waymark/engines/script"
+	"waymark/workflow"
+)
+
+// watchedEngine is an engine that runs as the user runs it, and is watched.
+type watchedEngine struct {
+	name, short, long, example string
+	adapter                    engines.Adapter
+	// reducer makes the story of a recording.
+	reducer func(uuid.UUID) engines.Reducer
+	// programs are the base names by which a recording is known.
+	programs []string
+}
+
+// watchedEngines are all of them but serial, which Waymark runs itself.
+var watchedEngines = []watchedEngine{
+	{
+		name: script.Engine, adapter: script.Adapter{}, reducer: script.NewReducer,
+		short: "Run any program, which reports its jobs itself",
+		long: `Run any program and report it as a run: that it began, how it ended, the end of
+its standard error. Its jobs it reports itself, with "waymark publish job" and
+"waymark publish progress", or by writing lines of JSON to the Unix socket in
+WAYMARK_SOCKET.`,
+		example: "  waymark run script -- ./analysis.sh --events 1000\n  waymark run script --name nightly -- make -j4",
+	},
+}
+
+func (a *app) runCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Run a workflow and report it",
+		Long: `Run a workflow on this machine and report what it does. Each engine has a
+subcommand. Except for serial, which is Waymark's own, the engine's command line
+follows after --, just as it would be typed without Waymark.`,
+		Example: "  waymark run serial -f reana.yaml\n  waymark run script -- ./analysis.sh",
+		RunE:    group,
+	}
+	cmd.AddCommand(a.runSerialCommand())
+	for _, e := range watchedEngines {
+		cmd.AddCommand(a.runWatchedCommand(e))
+	}
+	return cmd
+}
+
+// reportFlags are the flags of all that reports a run.
+type reportFlags struct {
+	id, name, owner        string
+	labels                 []string
+	requireBroker, noSpool bool
+	finalTimeout           time.Duration
+}
+
+func (f *reportFlags) add(flags *pflag.FlagSet, nameDefault string) {
+	flags.StringVar(&f.id, "id", "", "`UUID` of the run (default a new one)")
+	flags.StringVarP(&f.name, "name", "n", "", "`name` of the workflow (default "+nameDefault+")")
+	flags.StringVar(&f.owner, "owner", "", "`owner` of the run (default the name of this user)")
+	flags.StringArrayVar(&f.labels, "label", nil, "a label to find the run by, as `KEY=VALUE`; may be repeated")
+	flags.DurationVar(&f.finalTimeout, "final-timeout", 30*time.Second, "how long the end of the run is tried to be delivered")
+	flags.BoolVar(&f.requireBroker, "require-broker", false, "run nothing unless the broker can be reached")
+	flags.BoolVar(&f.noSpool, "no-spool", false, "keep nothing on disk while the broker is away, and deliver nothing that earlier runs kept")
+}
+
+// workflowID is the id that was asked for, or uuid.Nil.
+func (f *reportFlags) workflowID() (uuid.UUID, error) {
+	if f.id == "" {
+		return uuid.Nil, nil
+	}
+	id, err := uuid.Parse(f.id)
+	if err != nil || id == uuid.Nil {
+		return uuid.Nil, usage("--id: %q is not a UUID", f.id)
+	}
+	return id, nil
+}
+
+// watchedFlags are the flags of "run" for a watched engine.
+type watchedFlags struct {
+	reportFlags
+	grace    time.Duration
+	graceful bool
+	record   string
+}
+
+const watchedHelp = `
+
+The engine runs as it would without Waymark: same arguments, same output, same
+exit code. The id of the run is printed first, on standard error; what became of
+it is printed last. Nothing that happens to Waymark or the broker harms the run:
+how it ended is tried to be delivered for --final-timeout, and what is not
+confirmed by then is kept on disk (publisher.spool_dir; not with --no-spool), and
+delivered by the next run, by "waymark publish --spool", or by a "waymark serve"
+that is told the folder. Without broker.url nothing is reported.
+
+The first Ctrl-C or SIGTERM is passed to the engine and its jobs, the second
+kills what is left of them. An engine cannot read from a terminal here.`
+
+func (a *app) runWatchedCommand(e watchedEngine) *cobra.Command {
+	var f watchedFlags
+	cmd := &cobra.Command{
+		Use:     e.name + " [flags] -- COMMAND",
+		Short:   e.short,
+		Long:    e.long + watchedHelp,
+		Example: e.example,
+		Args:    args(1, -1, "the command line of the engine, after --"),
+		RunE:    func(cmd *cobra.Command, command []string) error { return a.runWatched(cmd, e, &f, command) },
+	}
+	flags := cmd.Flags()
+	// What follows the program's name is the engine's, with or without --.
+	flags.SetInterspersed(false)
+	f.add(flags, "that of this folder")
+	flags.DurationVar(&f.grace, "grace", 30*time.Second, "how long the engine may take to end when it is stopped, before it is killed")
+	flags.BoolVar(&f.graceful, "graceful", false, "stop the engine alone, which may let its jobs end")
+	flags.StringVar(&f.record, "record", "", "keep a recording of the engine's events in this new `folder`, for waymark replay")
+	addConfigFlags(cmd, "broker", "publisher", "log")
+	return cmd
+}
+
+func (a *app) runWatched(cmd *cobra.Command, e watchedEngine, f *watchedFlags, command []string) error {
+	c, err := a.config(cmd)
+	if err != nil {
+		return err
+	}
+	labels, err := parsePairs("--label", f.labels)
+	if err != nil {
+		return err
+	}
+	id, err := f.workflowID()
+	if err != nil {
+		return err
+	}
+	if id == uuid.Nil {
+		id = uuid.New()
+	}
+
+	ctx, hurry, stop := engines.NotifyContext(cmd.Context(), stopSignals()...)
+	defer stop()
+	to, closePublisher, err := a.reporting(ctx, cmd, c, &f.reportFlags, hurry, a.stderr)
+	if err != nil {
+		return err
+	}
+	say := func(format string, args ...any) {
+		// Whether anybody can read it must not matter to the run.
+		_, _ = fmt.Fprintf(a.stderr, format+"\n", args...)
+	}
+	say("run %s", id)
+	s := engines.Supervision{
+		Adapter:      e.adapter,
+		Args:         command,
+		Env:          withoutSettings(os.Environ()),
+		FinalTimeout: f.finalTimeout,
+		Grace:        f.grace,
+		Graceful:     f.graceful,
+		Hurry:        hurry,
+		Labels:       labels,
+		Logger:       a.loggerTo(a.stderr, c, true),
+		Name:         f.name,
+		Owner:        f.owner,
+		Record:       f.record,
+		Relay:        relayArgs(),
+		WorkflowID:   id,
+	}
+	if to != nil {
+		s.Publisher = to
+	}
+	out, err := engines.Supervise(ctx, s)
+	closePublisher()
+	if err != nil {
+		return &exitError{code: notStarted(err), err: err}
+	}
+	if out.Watched {
+		a.sayOutcome(say, to, &out)
+	}
+	return exit(out.ExitCode)
+}
+
+// stopSignals are what stops a run. A program that nohup started is not told
+// that the terminal is gone.
+func stopSignals() []os.Signal {
+	all := []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP}
+	return slices.DeleteFunc(all, func(s os.Signal) bool { return signal.Ignored(s) })
+}
+
+// notStarted is what a shell ends with if a program cannot be started.
+func notStarted(err error) int {
+	if errors.Is(err, fs.ErrNotExist) {
+		return 127
+	}
+	return 126
+}
+
+// sayOutcome says how the run ended and what became of its messages.
+func (a *app) sayOutcome(say func(string, ...any), to *runPublisher, out *engines.Outcome) {
+	n := out.Counts
+	jobs := fmt.Sprintf("%d of %s finished", n.Finished, count(n.Total, "job"))
+	for _, more := range []struct {
+		n    int
+		what string
+	}{{n.Cached, "from the cache"}, {n.Failed, "failed"}, {n.Stopped, "stopped"}} {
+		if more.n > 0 {
+			jobs += fmt.Sprintf(", %d %s", more.n, more.what)
+		}
+	}
+	why := ""
+	if out.Status != workflow.StatusFinished {
+		why = ": " + clip(harmless(out.Reason), 200)
+	}
+	say("run %s %s: %s%s", out.WorkflowID, out.Status, jobs, why)
+	a.sayReport(say, to, out.Report)
+}
+
+// sayReport says what became of a run's messages.
+func (a *app) sayReport(say func(string, ...any), to *runPublisher, r engines.Report) {
+	if to == nil {
+		return
+	}
+	d := to.delivery(r)
+	say("published %d, confirmed %d, spooled %d, dropped %d", d.published, d.confirmed, d.spooled, d.dropped)
+	if d.spooled > 0 {
+		say("%s kept in %s, for the next run or waymark publish --spool to deliver", count(d.spooled, "message"), harmless(to.spool))
+	}
+	if r.Terminal != nil {
+		say("nobody was told how the run ended: %s", harmless(errorText(r.Err)))
+	}
+}
+
+// withoutSettings is an environment without ours. The commands of a workflow
+// have no business with the servers' URLs, which may hold passwords, and what
+// they print is published.
+func withoutSettings(env []string) []string {
+	return slices.DeleteFunc(env, func(v string) bool { return strings.HasPrefix(v, envPrefix) })
+}
+
+// reporting returns where the run is reported to, nil if nowhere, and what
+// closes it.
+func (a *app) reporting(ctx context.Context, cmd *cobra.Command, c *config, f *reportFlags, hurry <-chan struct{}, log io.Writer) (to *runPublisher, closeIt func(), err error) {
+	if c.Broker.URL == "" {
+		if f.requireBroker {
+			return nil, nil, c.require("broker.url")
+		}
+		fmt.Fprintln(a.stderr, "broker.url is not set: the run is not reported")
+		return nil, func() {}, nil
+	}
+	to, err = a.runPublisher(cmd, c, f.noSpool, log)
+	if err != nil {
+		return nil, nil, err
+	}
+	if f.requireBroker {
+		if err := ready(ctx, to.p, c); err != nil {
+			return nil, nil, errors.Join(err, to.p.Close(cancelled()))
+		}
+	}
+	stopDraining := a.drainBeside(ctx, cmd, c, to.spool, hurry, log)
+	return to, func() {
+		// The engine has waited for every confirm that it wanted, and says what
+		// it did not get; this disconnects, and gives the spool back.
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = to.p.Close(closing)
+		stopDraining()
+	}, nil
+}
+
+func errorText(err error) string {
+	if err == nil {
+		return "the broker did not confirm it"
+	}
+	return err.Error()
+}
