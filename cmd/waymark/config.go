@@ -56,6 +56,7 @@ type config struct {
 		MaxMessageBytes  int           `mapstructure:"max_message_bytes"`
 		MaxHeldBytes     int           `mapstructure:"max_held_bytes"`
 		MaxLogBytes      int           `mapstructure:"max_log_bytes"`
+		MaxRunLogBytes   int64         `mapstructure:"max_run_log_bytes"`
 		Remember         time.Duration `mapstructure:"remember"`
 	} `mapstructure:"consumer"`
 	Publisher struct {
@@ -512,6 +513,7 @@ func (c *config) store(logger *slog.Logger) store.Config {
 		ApplicationName:  "waymark",
 		Logger:           logger,
 		MaxConnections:   c.Database.MaxConnections,
+		MaxRunLogBytes:   c.Consumer.MaxRunLogBytes,
 		Schema:           c.Database.Schema,
 		URL:              url,
 		UnknownWorkflows: store.UnknownPolicy(c.Consumer.UnknownWorkflows),

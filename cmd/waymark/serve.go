@@ -300,6 +300,7 @@ func (s *server) look() readiness {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), pingTimeout)
 	defer cancel()
+	late := time.After(pingTimeout * 3 / 2) // the driver takes its time to give a connection up
 	pinged := make(chan error, 1)
 	go func() { pinged <- s.db.Ping(ctx) }()
 	var brokerErr, databaseErr error
@@ -312,7 +313,7 @@ func (s *server) look() readiness {
 	select {
 	case err := <-pinged:
 		databaseErr = firstError(databaseErr, err)
-	case <-time.After(2 * pingTimeout): // the driver takes its time to give a connection up
+	case <-late:
 		databaseErr = firstError(databaseErr, errNoAnswer)
 	}
 	return readiness{Ready: brokerErr == nil && databaseErr == nil, Broker: healthOf(brokerErr), Database: healthOf(databaseErr)}

@@ -79,6 +79,8 @@ var settings = []setting{
 		doc: "Memory that messages of one queue may take until they are acknowledged, about. Where they are large, fewer are asked for ahead than `consumer.prefetch`. For a moment it may be twice as much, and one message more."},
 	{key: "consumer.max_log_bytes", kind: number, preset: "1048576", least: workflow.MinLogBytes, most: 512 << 20,
 		doc: "What is kept of one piece of log in a message. Of a longer one head and tail are kept, with a mark that says how many bytes were cut."},
+	{key: "consumer.max_run_log_bytes", kind: number, preset: "67108864", least: 1 << 16, most: 1 << 40,
+		doc: "What is kept of all logs of one run, about: half of it from their beginning, half from their end. What was cut between is said in its place."},
 	{key: "consumer.remember", kind: duration, preset: "720h", doc: "How long the ids of messages are remembered, by which a repeated one is known."},
 
 	{key: "publisher.encoding", kind: word, choices: []string{"json", "reana"}, preset: "json",
