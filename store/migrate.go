@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io/fs"
+	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/pressly/goose/v3"
@@ -23,6 +25,15 @@ var embedded embed.FS
 // versionTable records which migrations have been applied.
 const versionTable = "schema_migrations"
 
+const (
+	// migrateLockTimeout is how long a migration waits for a lock on a table.
+	// Whoever comes after it waits behind it, so a reader that takes an hour would
+	// stop every consumer for an hour.
+	migrateLockTimeout = 3 * time.Second
+	// migratePatience is how long it tries to get its locks in all.
+	migratePatience = 10 * time.Minute
+)
+
 // Migration is one numbered step of the schema.
 type Migration struct {
 	Version int64
@@ -31,8 +42,11 @@ type Migration struct {
 
 // Migrate creates the schema if need be and applies every migration that it
 // lacks, in order, each in a transaction, under an advisory lock: of several
-// at once one does the work and the others wait. It returns those it applied.
-// The error wraps ErrSchemaNewer if a later waymark has been here.
+// at once one does the work and the others wait. Consumers of the version
+// before may be at work meanwhile: a migration that does not get its locks on
+// tables within [migrateLockTimeout] steps back and tries again, for up to ten
+// minutes. It returns those it applied. The error wraps ErrSchemaNewer if a
+// later waymark has been here.
 func (db *DB) Migrate(ctx context.Context) ([]Migration, error) {
 	current, err := db.schemaVersion(ctx)
 	if err != nil {
@@ -52,12 +66,27 @@ func (db *DB) Migrate(ctx context.Context) ([]Migration, error) {
 		return nil, err
 	}
 	defer pool.Close()
-	results, err := provider.Up(ctx)
-	crashpoint.Hit("store.migrated")
 	var applied []Migration
-	for _, r := range results {
-		applied = append(applied, Migration{Version: r.Source.Version, Name: r.Source.Path})
+	up := func() (struct{}, error) {
+		results, err := provider.Up(ctx)
+		var partial *goose.PartialError
+		if errors.As(err, &partial) {
+			results = partial.Applied
+		}
+		for _, r := range results {
+			applied = append(applied, Migration{Version: r.Source.Version, Name: r.Source.Path})
+		}
+		if err != nil && !lostRace(err) {
+			return struct{}{}, backoff.Permanent(err)
+		}
+		return struct{}{}, err
 	}
+	pause := backoff.NewExponentialBackOff()
+	pause.MaxInterval = migrateLockTimeout // as long for the others as for us
+	_, err = backoff.Retry(ctx, up, backoff.WithBackOff(pause), backoff.WithMaxElapsedTime(migratePatience), backoff.WithNotify(func(err error, wait time.Duration) {
+		db.cfg.Logger.Warn("the migration waits for others who use the tables", "schema", db.cfg.Schema, "err", translate(err), "retry_in", wait)
+	}))
+	crashpoint.Hit("store.migrated")
 	if err != nil {
 		var partial *goose.PartialError
 		if errors.As(err, &partial) {
@@ -66,6 +95,13 @@ func (db *DB) Migrate(ctx context.Context) ([]Migration, error) {
 		return applied, fmt.Errorf("migrating schema %q: %w", db.cfg.Schema, translate(err))
 	}
 	return applied, nil
+}
+
+// lostRace reports whether a migration was rolled back because others used the
+// tables: it did not get a lock in time, or was the victim of a deadlock.
+func lostRace(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && (pg.Code == "55P03" || pg.Code == "40P01")
 }
 
 // Pending lists the migrations that Migrate would apply, in order.
@@ -130,7 +166,7 @@ func (db *DB) provider() (*goose.Provider, *sql.DB, error) {
 		return nil, nil, err
 	}
 	// A pool of its own: building an index may take longer than the statements of others may.
-	pool := db.pool(nil)
+	pool := db.pool(map[string]string{"lock_timeout": fmt.Sprint(migrateLockTimeout.Milliseconds())})
 	provider, err := goose.NewProvider(goose.DialectPostgres, pool, files,
 		goose.WithTableName(versionTable), goose.WithSessionLocker(locker), goose.WithDisableGlobalRegistry(true), goose.WithSlog(db.cfg.Logger))
 	if err != nil {

@@ -43,6 +43,7 @@ func program(t testing.TB, name string) string {
 				return
 			}
 		}
+		built.err = buildNext(built.dir, filepath.Join(built.dir, "waymark-next"))
 	})
 	if built.err != nil {
 		t.Fatal(built.err)

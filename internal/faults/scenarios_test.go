@@ -145,6 +145,11 @@ func scenarios() (all []scenario) {
 	}
 	add(scenario{"migration", "three at once", "from the start", false, false, migrateAtOnce, nil})
 
+	add(scenario{"migration", "to the next version, then replicas one after the other", "under load", false, false, rollingUpgrade, nil})
+	add(scenario{"migration", "kill -9, then two at once", "at each statement, under load", false, false, upgradeKilled, nil})
+	add(scenario{"migration", "another reads for a long time", "under load", false, false, upgradeBlocked, nil})
+	add(scenario{"migration", "the database is newer", "from the start", true, false, newerRefused, nil})
+
 	// The replay of dead letters.
 	for _, m := range []moment{{"between publish and ack", "replay.confirmed", 40}, {"before the confirms", "publisher.published", 1}} {
 		add(scenario{"replay", "kill -9, and again", m.words, false, false, func(w *site) {
