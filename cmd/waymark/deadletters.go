@@ -287,4 +287,3 @@ func (a *app) showGroups(o *output, groups []letterGroup) error {
 	}
 	return o.table(columns("QUEUE", "REASON", "POINTER", ">MESSAGES", "FIRST SEEN", "LAST SEEN", "FOR EXAMPLE"), rows, true)
 }
-

@@ -124,7 +124,6 @@ func (a *app) showLetter(o *output, l *deadLetter, raw bool) error {
 	return err
 }
 
-
 // binary is a body that is not text; nil if it is.
 func binary(body []byte) []byte {
 	if utf8.Valid(body) {

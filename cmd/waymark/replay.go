@@ -127,7 +127,7 @@ type replay struct {
 	verdicts []verdict // one for each letter
 	// copies, if any, are of the one letter and go with it.
 	copies []deadLetter
-	action   store.DeadLetterAction
+	action store.DeadLetterAction
 	// body, if set, is published instead of that of the one letter.
 	body []byte
 	// newID: the one letter gets a message id of its own.
