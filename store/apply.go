@@ -13,7 +13,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgtype"
 
 	"waymark/internal/crashpoint"
 	"waymark/workflow"
@@ -133,14 +132,9 @@ type application struct {
 // runState is the state of one run with what the batch does to it.
 type runState struct {
 	*workflow.State
-	fresh  bool // has no row yet
-	logged bool
-}
-
-type storedChunk struct {
-	workflow.LogChunk
-	workflowID uuid.UUID
-	digest     uuid.UUID // of a message without id; else zero
+	fresh    bool // has no row yet
+	logged   bool
+	logBytes int64 // what is stored of its logs, with those of the batch
 }
 
 // messageSpace is the namespace of message ids that are no UUIDs.
@@ -212,7 +206,7 @@ func (a *application) load(ctx context.Context) error {
 		findSeen(&q, keys, func(s seenID) { a.seen[s.id] = s.outcome })
 	}
 	if len(digests) > 0 {
-		q.Queue(`SELECT digest, seq FROM log_chunks WHERE digest = ANY($1) AND session <> $2 ORDER BY seq FOR UPDATE`, uuids(digests), a.batch.Session).Query(a.scanChunks)
+		q.Queue(sqlFindChunks, uuids(digests), a.batch.Session).Query(a.scanChunks)
 	}
 	if len(jobIDs) > 0 {
 		q.Queue(sqlLoadJobs, uuids(jobWorkflows), jobIDs).Query(a.scanJobs)
@@ -284,12 +278,12 @@ func (a *application) foldOne(d *workflow.Delivery, key uuid.UUID) workflow.Outc
 		outcome = s.Apply(d.Status)
 		first := true
 		for chunk := range d.Status.LogChunks() {
-			stored := storedChunk{LogChunk: chunk, workflowID: d.Status.WorkflowID}
+			digest := uuid.Nil
 			if first && key == uuid.Nil {
-				stored.digest = d.Digest
+				digest = d.Digest
 			}
-			a.logs = append(a.logs, stored)
-			first, s.logged = false, true
+			a.log(s, chunk, digest)
+			first = false
 		}
 	}
 	if key != uuid.Nil {
@@ -459,36 +453,6 @@ func (a *application) writeDocuments(q *pgx.Batch) {
 	}
 }
 
-func (a *application) writeLogs(q *pgx.Batch) {
-	if len(a.repeated) > 0 {
-		// A chunk stands for one delivery of each session: the next redelivery
-		// of the same text must find another, or be stored.
-		q.Queue(`UPDATE log_chunks SET session = $2 WHERE seq = ANY($1) AND digest IN (SELECT unnest($3::uuid[]))`, a.repeated, a.batch.Session, a.repeatedDigests())
-	}
-	if len(a.logs) == 0 {
-		return
-	}
-	n := len(a.logs)
-	ids, times, digests := make(uuidArray, n), make([]time.Time, n), make(uuidArray, n)
-	attempts, jobs, texts := make([]int32, n), make([]string, n), make([]string, n)
-	for i, chunk := range a.logs {
-		ids[i], times[i], attempts[i], jobs[i], texts[i] = uuidValue(chunk.workflowID), chunk.At, int32(chunk.Attempt), chunk.JobID, chunk.Text
-		digests[i] = pgtype.UUID{Bytes: chunk.digest, Valid: chunk.digest != uuid.Nil}
-	}
-	q.Queue(`INSERT INTO log_chunks (workflow_id, event_time, digest, session, attempt, job_id, body)
-		SELECT id, at, digest, CASE WHEN digest IS NOT NULL THEN $7::uuid END, attempt, job, body
-		FROM unnest($1::uuid[], $2::timestamptz[], $3::uuid[], $4::integer[], $5::text[], $6::text[]) AS l(id, at, digest, attempt, job, body)`,
-		ids, times, digests, attempts, jobs, texts, a.batch.Session)
-}
-
-// repeatedDigests are the digests that redelivered messages were recognised by.
-func (a *application) repeatedDigests() (digests uuidArray) {
-	for digest := range a.chunks {
-		digests = append(digests, uuidValue(digest))
-	}
-	return digests
-}
-
 func (a *application) writeHistory(q *pgx.Batch) {
 	var ids uuidArray
 	var attempts []int32
@@ -511,17 +475,6 @@ func (a *application) writeHistory(q *pgx.Batch) {
 		SELECT id, attempt, status, at, $5 FROM unnest($1::uuid[], $2::integer[], $3::smallint[], $4::timestamptz[]) AS c(id, attempt, status, at)
 		ON CONFLICT (workflow_id, attempt, status) DO UPDATE SET event_time = excluded.event_time WHERE excluded.event_time < h.event_time`,
 		ids, attempts, statuses, times, a.now)
-}
-
-func (a *application) scanChunks(rows pgx.Rows) error {
-	a.chunks = make(map[uuid.UUID][]int64)
-	var digest uuid.UUID
-	var seq int64
-	_, err := pgx.ForEachRow(rows, []any{&digest, &seq}, func() error {
-		a.chunks[digest] = append(a.chunks[digest], seq)
-		return nil
-	})
-	return err
 }
 
 // document is raw JSON as a parameter; NULL if there is none.

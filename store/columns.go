@@ -18,7 +18,7 @@ import (
 const sqlLoadRuns = `
 SELECT id, attempt, planned, jobs_created, jobs_queued, jobs_running, jobs_finished, jobs_failed, jobs_stopped, jobs_cached,
        at_created, at_running, at_finished, at_failed, at_deleted, at_stopped, at_queued, at_pending,
-       specified_at, last_event_at, engine, claims
+       specified_at, last_event_at, engine, claims, log_bytes
 FROM workflows WHERE id = ANY($1)`
 
 func (a *application) scanRuns(rows pgx.Rows) error {
@@ -33,9 +33,10 @@ func (a *application) scanRuns(rows pgx.Rows) error {
 		created, queued, runs   int32
 		finished, failed, stops int32
 		cached                  int32
+		logBytes                int64
 	)
 	columns := []any{&id, &attempt, &planned, &created, &queued, &runs, &finished, &failed, &stops, &cached,
-		&at[0], &at[1], &at[2], &at[3], &at[4], &at[5], &at[6], &at[7], &specifiedAt, &lastEventAt, &engine, &claims}
+		&at[0], &at[1], &at[2], &at[3], &at[4], &at[5], &at[6], &at[7], &specifiedAt, &lastEventAt, &engine, &claims, &logBytes}
 	_, err := pgx.ForEachRow(rows, columns, func() error {
 		r := workflow.Run{
 			ID: id.Bytes, Attempt: int(attempt), Planned: int(planned), Engine: engine,
@@ -51,7 +52,7 @@ func (a *application) scanRuns(rows pgx.Rows) error {
 				return err
 			}
 		}
-		a.states[r.ID] = &runState{State: workflow.NewState(r)}
+		a.states[r.ID] = &runState{State: workflow.NewState(r), logBytes: logBytes}
 		return nil
 	})
 	return err
@@ -62,26 +63,26 @@ func (a *application) scanRuns(rows pgx.Rows) error {
 const (
 	runsOfUnnest = `unnest($1::uuid[], $2::integer[], $3::integer[], $4::integer[], $5::integer[], $6::integer[], $7::integer[], $8::integer[], $9::integer[],
             $10::integer[], $11::smallint[], $12::timestamptz[], $13::timestamptz[], $14::timestamptz[], $15::timestamptz[], $16::timestamptz[],
-            $17::timestamptz[], $18::timestamptz[], $19::timestamptz[], $20::timestamptz[], $21::timestamptz[], $22::text[], $23::text[])
+            $17::timestamptz[], $18::timestamptz[], $19::timestamptz[], $20::timestamptz[], $21::timestamptz[], $22::text[], $23::text[], $24::bigint[])
      AS u(id, attempt, planned, jobs_created, jobs_queued, jobs_running, jobs_finished, jobs_failed, jobs_stopped, jobs_cached, status,
           at_created, at_running, at_finished, at_failed, at_deleted, at_stopped, at_queued, at_pending,
-          specified_at, last_event_at, engine, claims)`
+          specified_at, last_event_at, engine, claims, log_bytes)`
 	sqlInsertRuns = `
 INSERT INTO workflows (created_at, updated_at, id, attempt, planned, jobs_created, jobs_queued, jobs_running, jobs_finished, jobs_failed, jobs_stopped,
     jobs_cached, status, at_created, at_running, at_finished, at_failed, at_deleted, at_stopped, at_queued, at_pending,
-    specified_at, last_event_at, engine, claims)
-SELECT $24, $24, id, attempt, planned, jobs_created, jobs_queued, jobs_running, jobs_finished, jobs_failed, jobs_stopped,
+    specified_at, last_event_at, engine, claims, log_bytes)
+SELECT $25, $25, id, attempt, planned, jobs_created, jobs_queued, jobs_running, jobs_finished, jobs_failed, jobs_stopped,
     jobs_cached, status, at_created, at_running, at_finished, at_failed, at_deleted, at_stopped, at_queued, at_pending,
-    specified_at, last_event_at, engine, claims::jsonb
+    specified_at, last_event_at, engine, claims::jsonb, log_bytes
 FROM ` + runsOfUnnest
 	sqlUpdateRuns = `
 UPDATE workflows AS w SET
-    updated_at = $24, revision = w.revision + 1,
+    updated_at = $25, revision = w.revision + 1,
     attempt = u.attempt, planned = u.planned, jobs_created = u.jobs_created, jobs_queued = u.jobs_queued, jobs_running = u.jobs_running,
     jobs_finished = u.jobs_finished, jobs_failed = u.jobs_failed, jobs_stopped = u.jobs_stopped, jobs_cached = u.jobs_cached, status = u.status,
     at_created = u.at_created, at_running = u.at_running, at_finished = u.at_finished, at_failed = u.at_failed,
     at_deleted = u.at_deleted, at_stopped = u.at_stopped, at_queued = u.at_queued, at_pending = u.at_pending,
-    specified_at = u.specified_at, last_event_at = u.last_event_at, engine = u.engine, claims = u.claims::jsonb
+    specified_at = u.specified_at, last_event_at = u.last_event_at, engine = u.engine, claims = u.claims::jsonb, log_bytes = u.log_bytes
 FROM ` + runsOfUnnest + `
 WHERE w.id = u.id`
 )
@@ -98,6 +99,7 @@ type runColumns struct {
 	lastEventAt                                                 []time.Time
 	engine                                                      []string
 	claims                                                      textArray
+	logBytes                                                    []int64
 }
 
 func newRunColumns(n int) *runColumns {
@@ -105,7 +107,7 @@ func newRunColumns(n int) *runColumns {
 		id: make(uuidArray, 0, n), attempt: make([]int32, 0, n), planned: make([]int32, 0, n), created: make([]int32, 0, n),
 		queued: make([]int32, 0, n), running: make([]int32, 0, n), finished: make([]int32, 0, n), failed: make([]int32, 0, n),
 		stopped: make([]int32, 0, n), cached: make([]int32, 0, n), status: make([]int16, 0, n), specifiedAt: make(timeArray, 0, n),
-		lastEventAt: make([]time.Time, 0, n), engine: make([]string, 0, n), claims: make(textArray, 0, n),
+		lastEventAt: make([]time.Time, 0, n), engine: make([]string, 0, n), claims: make(textArray, 0, n), logBytes: make([]int64, 0, n),
 	}
 	for i := range c.at {
 		c.at[i] = make(timeArray, 0, n)
@@ -126,11 +128,12 @@ func (c *runColumns) add(s *runState) {
 	}
 	c.specifiedAt, c.lastEventAt = append(c.specifiedAt, nullable(r.EngineSpecificAt)), append(c.lastEventAt, r.LastEventAt)
 	c.engine, c.claims = append(c.engine, r.Engine), append(c.claims, claimsOf(r.Claims))
+	c.logBytes = append(c.logBytes, s.logBytes)
 }
 
 func (c *runColumns) args() []any {
 	return []any{c.id, c.attempt, c.planned, c.created, c.queued, c.running, c.finished, c.failed, c.stopped, c.cached, c.status,
-		c.at[0], c.at[1], c.at[2], c.at[3], c.at[4], c.at[5], c.at[6], c.at[7], c.specifiedAt, c.lastEventAt, c.engine, c.claims}
+		c.at[0], c.at[1], c.at[2], c.at[3], c.at[4], c.at[5], c.at[6], c.at[7], c.specifiedAt, c.lastEventAt, c.engine, c.claims, c.logBytes}
 }
 
 func claimsOf(c workflow.Claims) pgtype.Text {

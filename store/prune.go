@@ -4,6 +4,10 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // pruneRows is how many rows one statement of Prune takes: few enough that it
@@ -49,6 +53,21 @@ func (db *DB) Prune(ctx context.Context, before time.Time) (forgotten int64, err
 			break
 		}
 	}
+	for {
+		result, err := db.reads.ExecContext(ctx, `
+			DELETE FROM cut_chunks WHERE ctid = ANY (ARRAY(
+				SELECT ctid FROM cut_chunks WHERE cut_at < $1 LIMIT $2 FOR UPDATE SKIP LOCKED))`, before, pruneRows)
+		if err != nil {
+			return forgotten, fmt.Errorf("forgetting log chunks that were cut: %w", translate(err))
+		}
+		n, err := result.RowsAffected()
+		if err != nil {
+			return forgotten, fmt.Errorf("forgetting log chunks that were cut: %w", err)
+		}
+		if n < pruneRows {
+			break
+		}
+	}
 	// One statement, so that the sums are the same at every moment.
 	_, err = db.reads.ExecContext(ctx, `
 		WITH gone AS (
@@ -65,4 +84,79 @@ func (db *DB) Prune(ctx context.Context, before time.Time) (forgotten int64, err
 		return forgotten, fmt.Errorf("folding the ledger: %w", translate(err))
 	}
 	return forgotten, nil
+}
+
+// pruneRuns is how many runs one transaction of PruneRuns deletes at most.
+const pruneRuns = 100
+
+// sqlEnded chooses runs that have ended and of which nothing was heard since.
+const sqlEnded = `status IN (2, 3, 4, 5) AND updated_at < $1`
+
+// PruneRuns deletes the runs that have ended and of which nothing was heard
+// since before, with their jobs, logs and histories, some at a time, and returns
+// how many. It may be called by several at once, and interrupted.
+//
+// A message that comes for such a run still later makes it anew, with only what
+// the message says; one that was applied before is known by its id, if that was
+// not forgotten. A name of which every run is gone is numbered from 1 again.
+func (db *DB) PruneRuns(ctx context.Context, before time.Time) (deleted int64, err error) {
+	for {
+		n, more, err := db.pruneSomeRuns(ctx, before)
+		if deleted += n; err != nil {
+			return deleted, fmt.Errorf("deleting old runs: %w", translate(err))
+		}
+		if !more {
+			return deleted, nil
+		}
+	}
+}
+
+func (db *DB) pruneSomeRuns(ctx context.Context, before time.Time) (deleted int64, more bool, err error) {
+	err = withPgx(ctx, db.applies, func(conn *pgx.Conn) error {
+		tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
+		if err != nil {
+			return err
+		}
+		defer func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+			defer cancel()
+			_ = tx.Rollback(ctx)
+		}()
+		// What was last heard of is not older than what was first.
+		rows, err := tx.Query(ctx, `SELECT id FROM workflows WHERE `+sqlEnded+` AND created_at < $1 ORDER BY created_at, id LIMIT $2`, before, pruneRuns)
+		if err != nil {
+			return err
+		}
+		ids, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+		if err != nil || len(ids) == 0 {
+			return err
+		}
+		more = len(ids) == pruneRuns
+		var q pgx.Batch
+		db.lockRuns(&q, ids)
+		// Somebody may have been faster, or a message come, until they were locked.
+		q.Queue(`SELECT id FROM workflows WHERE `+sqlEnded+` AND id = ANY($2)`, before, uuids(ids)).Query(func(rows pgx.Rows) error {
+			ids, err = pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+			return err
+		})
+		if err := tx.SendBatch(ctx, &q).Close(); err != nil {
+			return err
+		}
+		q = pgx.Batch{}
+		for _, table := range []string{"jobs", "log_chunks", "log_cuts", "status_changes", "submissions", "engine_documents"} {
+			q.Queue(`DELETE FROM `+table+` WHERE workflow_id = ANY($1)`, uuids(ids))
+		}
+		q.Queue(`DELETE FROM workflows WHERE id = ANY($1)`, uuids(ids)).Exec(func(tag pgconn.CommandTag) error {
+			deleted = tag.RowsAffected()
+			return nil
+		})
+		if err := tx.SendBatch(ctx, &q).Close(); err != nil {
+			return err
+		}
+		return tx.Commit(ctx)
+	})
+	if err != nil {
+		deleted = 0
+	}
+	return deleted, more, err
 }

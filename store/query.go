@@ -263,6 +263,7 @@ func (db *DB) Logs(ctx context.Context, id uuid.UUID, f workflow.LogFilter) (wor
 	if f.Tail < 0 || (f.Tail > 0 && f.Cursor != "") {
 		return page, fmt.Errorf("tail %d: expected a positive number, and no cursor beside it", f.Tail)
 	}
+	var after *workflow.LogEntry // what is before the page, if anything is
 	q := db.gorm.WithContext(ctx).Table("log_chunks").Select("seq, event_time, attempt, job_id, body").Where("workflow_id = ?", id)
 	if !f.AllJobs {
 		q = q.Where("job_id = ?", f.JobID)
@@ -275,11 +276,12 @@ func (db *DB) Logs(ctx context.Context, id uuid.UUID, f workflow.LogFilter) (wor
 		q = q.Order("event_time, seq").Limit(limit + 1)
 	}
 	if f.Cursor != "" {
-		var after logCursor
-		if err := parseCursor(f.Cursor, &after); err != nil {
+		var c logCursor
+		if err := parseCursor(f.Cursor, &c); err != nil {
 			return page, err
 		}
-		q = q.Where("(event_time, seq) > (?, ?)", after.At, after.Seq)
+		q = q.Where("(event_time, seq) > (?, ?)", c.At, c.Seq)
+		after = &workflow.LogEntry{Seq: c.Seq, LogChunk: workflow.LogChunk{At: c.At}}
 	}
 	var rows []struct {
 		Seq       int64
@@ -305,6 +307,14 @@ func (db *DB) Logs(ctx context.Context, id uuid.UUID, f workflow.LogFilter) (wor
 		}
 		page.Items[k] = workflow.LogEntry{Seq: r.Seq, LogChunk: workflow.LogChunk{JobID: r.JobID, Attempt: r.Attempt, At: r.EventTime.UTC(), Text: r.Body}}
 	}
+	marks, err := db.logCuts(ctx, id, f)
+	if err != nil {
+		return page, err
+	}
+	if f.Tail > 0 && len(rows) == limit {
+		after = &page.Items[0]
+	}
+	page.Items = withMarks(page.Items, marks, after, page.Next != "")
 	return page, nil
 }
 

@@ -119,7 +119,11 @@ type LogFilter struct {
 // LogEntry is a log chunk as it is stored.
 type LogEntry struct {
 	LogChunk
-	// Seq is unique and grows in the order of arrival.
+	// Cut is not 0 for the mark of a place where so many bytes were left out,
+	// as the run had written more than it may store. A mark has no text.
+	Cut int64
+	// Seq is unique and grows in the order of arrival. A mark has that of the
+	// first chunk that was left out.
 	Seq int64
 }
 

@@ -38,13 +38,14 @@ type config struct {
 		TLSKey          string `mapstructure:"tls_key"`
 	} `mapstructure:"broker"`
 	Database struct {
-		URL            string `mapstructure:"url"`
-		PasswordFile   string `mapstructure:"password_file"`
-		Schema         string `mapstructure:"schema"`
-		MaxConnections int    `mapstructure:"max_connections"`
-		TLSCA          string `mapstructure:"tls_ca"`
-		TLSCert        string `mapstructure:"tls_cert"`
-		TLSKey         string `mapstructure:"tls_key"`
+		URL            string        `mapstructure:"url"`
+		PasswordFile   string        `mapstructure:"password_file"`
+		Schema         string        `mapstructure:"schema"`
+		MaxConnections int           `mapstructure:"max_connections"`
+		KeepRuns       time.Duration `mapstructure:"keep_runs"`
+		TLSCA          string        `mapstructure:"tls_ca"`
+		TLSCert        string        `mapstructure:"tls_cert"`
+		TLSKey         string        `mapstructure:"tls_key"`
 	} `mapstructure:"database"`
 	Consumer struct {
 		BatchSize        int           `mapstructure:"batch_size"`

@@ -25,7 +25,9 @@ func (a *app) logsCommand() *cobra.Command {
 		Long: `Show the log of a workflow, of one of its jobs, or of all together.
 
 Logs are what programs wrote, and may hold anything. Characters that control a
-terminal are shown as escapes, unless --raw is given.
+terminal are shown as escapes, unless --raw is given. Of a run that wrote more
+than consumer.max_run_log_bytes the beginning and the end are there, and a line
+says how much was cut between them.
 
 ` + workflowHelp,
 		Example: `  waymark logs fit
@@ -257,6 +259,10 @@ func (p *logPrinter) write(e *workflow.LogEntry) error {
 		}
 	}
 	p.began, p.last = true, e.JobID
+	if e.Cut > 0 {
+		_, err := fmt.Fprintf(p.o.w, "[… %d bytes cut …]\n", e.Cut)
+		return err
+	}
 	text := wholeLines(e.Text)
 	if !p.raw {
 		text = harmlessLog(text)

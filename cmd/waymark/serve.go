@@ -244,8 +244,9 @@ func (s *server) checkSchema(ctx context.Context) error {
 // pruneInterval is how often what is too old to be remembered is forgotten.
 const pruneInterval = time.Hour
 
-// prune forgets the ids of old messages, now and then every hour, until ctx
-// ends. A fault is logged, and the next hour tries again: nothing hangs on it.
+// prune forgets the ids of old messages, and deletes old runs if it is to, now
+// and then every hour, until ctx ends. A fault is logged, and the next hour tries
+// again: nothing hangs on it.
 func (s *server) prune(ctx context.Context) {
 	tick := time.NewTicker(pruneInterval)
 	defer tick.Stop()
@@ -257,6 +258,16 @@ func (s *server) prune(ctx context.Context) {
 			s.logger.Warn("old message ids were not forgotten", "err", err)
 		case n > 0:
 			s.logger.Info("forgot old message ids", "count", n)
+		}
+		if keep := s.config.Database.KeepRuns; keep > 0 {
+			switch n, err := s.db.PruneRuns(ctx, time.Now().Add(-keep)); {
+			case ctx.Err() != nil:
+				return
+			case err != nil:
+				s.logger.Warn("old runs were not deleted", "err", err)
+			case n > 0:
+				s.logger.Info("deleted old runs", "count", n)
+			}
 		}
 		select {
 		case <-ctx.Done():

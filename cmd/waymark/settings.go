@@ -62,6 +62,7 @@ var settings = []setting{
 	{key: "database.password_file", doc: "File that holds the password alone, in place of one in the URL. Read at each connect, as are the files below."},
 	{key: "database.schema", preset: "waymark", doc: "Schema that holds Waymark's tables and views. Created by `waymark migrate`."},
 	{key: "database.max_connections", kind: number, preset: "8", least: 2, most: 1000, doc: "Most connections for reading. `serve` opens one more for each queue it consumes, `watch` and `logs --follow` one more to listen."},
+	{key: "database.keep_runs", kind: duration, preset: "0s", doc: "How long `serve` keeps runs that have ended, from when they were last heard of. Then it deletes them with their jobs, logs and histories, some at a time. `0s`: for ever."},
 	{key: "database.tls_ca", doc: "File of certificate authorities (PEM) to trust. Empty: the system's."},
 	{key: "database.tls_cert", doc: "File of the client certificate (PEM), if the database wants one."},
 	{key: "database.tls_key", doc: "File of the client certificate's key (PEM)."},

@@ -109,10 +109,11 @@ type logView struct {
 	Attempt int       `json:"attempt"`
 	At      time.Time `json:"at"`
 	Text    string    `json:"text"`
+	Cut     int64     `json:"cut_bytes,omitempty"` // a mark: so many bytes were left out here
 }
 
 func viewLog(e *workflow.LogEntry) logView {
-	return logView{Seq: e.Seq, JobID: known(e.JobID), Attempt: e.Attempt, At: e.At.UTC(), Text: e.Text}
+	return logView{Seq: e.Seq, JobID: known(e.JobID), Attempt: e.Attempt, At: e.At.UTC(), Text: e.Text, Cut: e.Cut}
 }
 
 type historyView struct {

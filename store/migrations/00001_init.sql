@@ -22,6 +22,7 @@ CREATE TABLE workflows (
     planned          integer     NOT NULL DEFAULT 0 CHECK (planned >= 0),
     jobs_created     integer     NOT NULL DEFAULT 0 CHECK (jobs_created >= 0),
     jobs_queued      integer     NOT NULL DEFAULT 0 CHECK (jobs_queued >= 0),
+    log_bytes        bigint      NOT NULL DEFAULT 0 CHECK (log_bytes >= 0),
     -- What nearly every message changes stands together: the log of the database
     -- holds an update from the first byte that it changes to the last.
     jobs_running     integer     NOT NULL DEFAULT 0 CHECK (jobs_running >= 0),
@@ -113,7 +114,8 @@ CREATE TABLE engine_documents (
 );
 
 -- Logs, append-only. digest and session are set for messages without an id:
--- they recognise a redelivery.
+-- they recognise a redelivery. beyond marks what came when the run had used half
+-- of what it may store: the oldest of it gives way to what comes later.
 CREATE TABLE log_chunks (
     seq         bigint      GENERATED ALWAYS AS IDENTITY,
     workflow_id uuid        NOT NULL,
@@ -121,11 +123,36 @@ CREATE TABLE log_chunks (
     digest      uuid,
     session     uuid,
     attempt     integer     NOT NULL,
+    beyond      boolean     NOT NULL DEFAULT false,
     job_id      text        COLLATE "C" NOT NULL DEFAULT '',
     body        text        NOT NULL,
     PRIMARY KEY (workflow_id, job_id, event_time, seq)
 );
 CREATE INDEX log_chunks_digest ON log_chunks (digest) WHERE digest IS NOT NULL;
+CREATE INDEX log_chunks_beyond ON log_chunks (workflow_id, seq) WHERE beyond;
+
+-- What was cut from the middle of the logs of a run, by job.
+CREATE TABLE log_cuts (
+    workflow_id uuid        NOT NULL,
+    job_id      text        COLLATE "C" NOT NULL,
+    bytes       bigint      NOT NULL CHECK (bytes >= 0),
+    chunks      bigint      NOT NULL CHECK (chunks > 0),
+    first_at    timestamptz NOT NULL,
+    first_seq   bigint      NOT NULL,
+    last_seq    bigint      NOT NULL,
+    PRIMARY KEY (workflow_id, job_id)
+) WITH (fillfactor = 50);
+
+-- The digests of chunks that were cut: what was left out does not come back by
+-- a redelivery.
+CREATE TABLE cut_chunks (
+    digest  uuid        NOT NULL,
+    session uuid        NOT NULL,
+    seq     bigint      NOT NULL,
+    cut_at  timestamptz NOT NULL
+);
+CREATE INDEX cut_chunks_digest ON cut_chunks (digest);
+CREATE INDEX cut_chunks_age    ON cut_chunks USING brin (cut_at);
 
 -- For each attempt and status of a run, the earliest claim of it.
 CREATE TABLE status_changes (
@@ -289,6 +316,17 @@ COMMENT ON COLUMN workflow_logs.event_time  IS 'When the engine said it.';
 COMMENT ON COLUMN workflow_logs.seq         IS 'Unique; grows in the order of arrival.';
 COMMENT ON COLUMN workflow_logs.body        IS 'The text, often several lines.';
 
+CREATE VIEW workflow_log_cuts AS
+SELECT c.workflow_id, nullif(c.job_id, '') AS job_id, c.bytes, c.chunks, c.first_at AS event_time, c.first_seq AS seq FROM log_cuts c;
+
+COMMENT ON VIEW workflow_log_cuts IS 'What was left out of the middle of the logs of a run that wrote more than it may. Contract, version 1: columns are only ever added.';
+COMMENT ON COLUMN workflow_log_cuts.workflow_id IS 'The workflow.';
+COMMENT ON COLUMN workflow_log_cuts.job_id      IS 'The job; null for the log of the run itself.';
+COMMENT ON COLUMN workflow_log_cuts.bytes       IS 'How many bytes of text.';
+COMMENT ON COLUMN workflow_log_cuts.chunks      IS 'How many pieces.';
+COMMENT ON COLUMN workflow_log_cuts.event_time  IS 'With seq, the place of the first of them in workflow_logs.';
+COMMENT ON COLUMN workflow_log_cuts.seq         IS 'See event_time.';
+
 CREATE VIEW status_history AS
 SELECT h.workflow_id, h.attempt, run_status_word(h.status) AS status, h.event_time, h.recorded_at FROM status_changes h;
 
@@ -374,6 +412,8 @@ COMMENT ON TABLE jobs             IS 'Internal. Read job_status.';
 COMMENT ON TABLE submissions      IS 'Internal. The submission that registered each workflow.';
 COMMENT ON TABLE engine_documents IS 'Internal. The latest engine-specific document of each workflow.';
 COMMENT ON TABLE log_chunks       IS 'Internal. Read workflow_logs.';
+COMMENT ON TABLE log_cuts         IS 'Internal. Read workflow_log_cuts.';
+COMMENT ON TABLE cut_chunks       IS 'Internal. Digests of log chunks that were cut.';
 COMMENT ON TABLE status_changes   IS 'Internal. Read status_history.';
 COMMENT ON TABLE seen_messages    IS 'Internal. Message ids that had their effect (0 none, 1 applied, 2 duplicate, 3 stale).';
 COMMENT ON TABLE seen_batches     IS 'Internal. The same for the ids of large batches, packed.';
