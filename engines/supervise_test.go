@@ -17,6 +17,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"waymark/workflow"
@@ -486,4 +487,48 @@ func TestLines(t *testing.T) {
 	if err := l.Close(); strings.Join(got, "|") != "ok|fine" || err == nil {
 		t.Errorf("of a line that is too long the others are %q, the error %v", got, err)
 	}
+}
+
+func TestPlay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		second := func(n int) time.Time { return time.Time{}.Add(time.Duration(n) * time.Second) }
+		rec := &Recording{
+			Command: []string{"engine", "-j 4"},
+			Events: []Event{
+				{At: second(2), Source: Hook, Line: []byte("a running")},
+				{At: second(10), Source: Hook, Line: []byte("a finished")},
+				{At: second(12), Source: Hook, Line: []byte("b running")},
+			},
+			Exit: Exit{Code: 1, Reason: "exit code 1"},
+		}
+		play := func(ctx context.Context, speed float64) (*folder, Outcome, time.Duration) {
+			to, began := newFolder(), time.Now()
+			out, err := Play(ctx, Playback{
+				Engine: "lines", Publisher: to, Recording: rec, Reducer: lineReducer{}, Speed: speed,
+				Submission: &workflow.Submission{User: "ada", Workflow: runID.String()},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return to, out, time.Since(began)
+		}
+		for speed, want := range map[float64]time.Duration{1: 12 * time.Second, 4: 3 * time.Second, 0: 0} {
+			to, out, took := play(t.Context(), speed)
+			if took != want {
+				t.Errorf("at speed %v it took %v, want %v", speed, took, want)
+			}
+			if out.Status != workflow.StatusFailed || out.Counts != (Counts{Total: 2, Finished: 1, Failed: 1}) || to.state.Run.Status() != workflow.StatusFailed {
+				t.Errorf("at speed %v it ended as %+v", speed, out)
+			}
+			if !strings.HasPrefix(to.log, "engine '-j 4'\n") {
+				t.Errorf("the log begins with %q, want the command line", to.log)
+			}
+		}
+		ctx, cancel := context.WithCancelCause(t.Context())
+		time.AfterFunc(5*time.Second, func() { cancel(&StopError{Signal: syscall.SIGINT}) })
+		_, out, took := play(ctx, 1)
+		if out.Status != workflow.StatusStopped || out.Counts.Stopped != 1 || took != 5*time.Second {
+			t.Errorf("stopped after 5 s it ended as %+v after %v", out, took)
+		}
+	})
 }

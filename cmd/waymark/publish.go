@@ -18,15 +18,17 @@ func (a *app) publishCommand() *cobra.Command {
 	var fromSpool spoolFlag
 	cmd := &cobra.Command{
 		Use:   "publish",
-		Short: "Publish messages from a file, or those that wait on disk",
-		Long: `Publish status messages or submissions from a file or standard input. Each is
-validated before it is sent and confirmed by the broker.
+		Short: "Report a run of your own, or publish messages",
+		Long: `Report a run of a program that no engine runs, job by job, or publish status
+messages and submissions from a file or standard input. Each message is validated
+before it is sent and confirmed by the broker.
 
 With --spool: deliver what runs kept on disk while the broker was away, from the
 folder DIR (default publisher.spool_dir, else this user's). Each message goes to
 the queue it was meant for, and is removed once it is confirmed. What is left is
 tried again the next time. Ends with 1 if something is left or was damaged.`,
-		Example: `  waymark publish status messages.jsonl
+		Example: `  waymark publish job fit -- ./fit.sh
+  waymark publish status messages.jsonl
   waymark publish submission -
   waymark publish --spool
   waymark publish --spool /var/spool/waymark`,
@@ -46,6 +48,7 @@ tried again the next time. Ends with 1 if something is left or was damaged.`,
 	cmd.Flags().Lookup("spool").NoOptDefVal = "true"
 	addConfigFlags(cmd, "broker", "publisher.spool_dir", "publisher.timeout", "log")
 	cmd.AddCommand(
+		a.publishJobCommand(), a.publishProgressCommand(),
 		a.publishKindCommand("status", "status messages", schemas.StatusKind, `  waymark publish status messages.jsonl
   echo '{"workflow_uuid": "2fb6b2f0-7c94-4ddc-9a5d-5d2b8b6e1f6c", "status": 1, "logs": "", "message": {}}' | waymark publish status`),
 		a.publishKindCommand("submission", "submissions", schemas.SubmissionKind, `  waymark publish submission submission.json

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"os/signal"
 	"slices"
 	"strings"
@@ -157,11 +158,7 @@ func (a *app) runWatched(cmd *cobra.Command, e watchedEngine, f *watchedFlags, c
 	if err != nil {
 		return err
 	}
-	say := func(format string, args ...any) {
-		// Whether anybody can read it must not matter to the run.
-		_, _ = fmt.Fprintf(a.stderr, format+"\n", args...)
-	}
-	say("run %s", id)
+	a.say("run %s", id)
 	s := engines.Supervision{
 		Adapter:      e.adapter,
 		Args:         command,
@@ -187,7 +184,7 @@ func (a *app) runWatched(cmd *cobra.Command, e watchedEngine, f *watchedFlags, c
 		return &exitError{code: notStarted(err), err: err}
 	}
 	if out.Watched {
-		a.sayOutcome(say, to, &out)
+		a.sayOutcome(to, &out)
 	}
 	return exit(out.ExitCode)
 }
@@ -201,14 +198,20 @@ func stopSignals() []os.Signal {
 
 // notStarted is what a shell ends with if a program cannot be started.
 func notStarted(err error) int {
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, exec.ErrNotFound) {
 		return 127
 	}
 	return 126
 }
 
+// say says a line on standard error.
+func (a *app) say(format string, args ...any) {
+	// Whether anybody can read it must not matter to the run.
+	_, _ = fmt.Fprintf(a.stderr, format+"\n", args...)
+}
+
 // sayOutcome says how the run ended and what became of its messages.
-func (a *app) sayOutcome(say func(string, ...any), to *runPublisher, out *engines.Outcome) {
+func (a *app) sayOutcome(to *runPublisher, out *engines.Outcome) {
 	n := out.Counts
 	jobs := fmt.Sprintf("%d of %s finished", n.Finished, count(n.Total, "job"))
 	for _, more := range []struct {
@@ -223,8 +226,8 @@ func (a *app) sayOutcome(say func(string, ...any), to *runPublisher, out *engine
 	if out.Status != workflow.StatusFinished {
 		why = ": " + clip(harmless(out.Reason), 200)
 	}
-	say("run %s %s: %s%s", out.WorkflowID, out.Status, jobs, why)
-	a.sayReport(say, to, out.Report)
+	a.say("run %s %s: %s%s", out.WorkflowID, out.Status, jobs, why)
+	a.sayReport(a.say, to, out.Report)
 }
 
 // sayReport says what became of a run's messages.

@@ -13,7 +13,7 @@ import (
 
 // programVariable makes the test program the program under test, where a test
 // needs it as a process of its own.
-const programVariable = "WAYMARK_IS_THE_PROGRAM"
+const programVariable = "TEST_IS_THE_PROGRAM"
 
 // program is the program under test as a process.
 func program(t testing.TB, env environment, args ...string) *exec.Cmd {
@@ -82,5 +82,126 @@ func TestRunProgramThatIsNotThere(t *testing.T) {
 	got = environment{}.run(t, "run", "script").want(t, exitUsage)
 	if !strings.Contains(got.stderr, "missing the command line of the engine, after --") {
 		t.Errorf("without a command line the error is %q", got.stderr)
+	}
+}
+
+// fiveLines is how a shell script reports its run.
+func fiveLines(t testing.TB, lines string) string {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return writeFile(t, "analysis.sh", "waymark() { "+self+` "$@"; }`+"\n"+lines)
+}
+
+func TestReportFromAShell(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.serve(t)
+	jobs := `waymark publish job gen -- sh -c 'echo generating; echo warned >&2'
+waymark publish job fit --name 'the fit' -- sh -c 'exit 7'
+echo fit ended with $?
+waymark publish job plot --status finished --cached
+`
+	tests := []struct {
+		name, script, status string
+		command              func(id, path string) *exec.Cmd
+	}{
+		{"within a run", "waymark publish progress --total 4\n" + jobs, "failed", func(id, path string) *exec.Cmd {
+			return program(t, s.environment, "run", "script", "--id", id, "--name", "shell", "--", "sh", path)
+		}},
+		{"on its own", "waymark publish progress --name shell --total 4\n" + jobs + "waymark publish progress --status failed\n", "failed", func(id, path string) *exec.Cmd {
+			cmd := program(t, s.environment, "")
+			cmd.Path, cmd.Args = "/bin/sh", []string{"sh", path}
+			cmd.Env = append(cmd.Env, "WAYMARK_WORKFLOW="+id, "HOME="+cmd.Dir)
+			return cmd
+		}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			id := uuid.NewString()
+			cmd := test.command(id, fiveLines(t, test.script))
+			var stderr strings.Builder
+			cmd.Stderr = &stderr
+			out, err := cmd.Output()
+			if err != nil {
+				t.Fatalf("the script: %v\n%s", err, &stderr)
+			}
+			if string(out) != "generating\nfit ended with 7\n" {
+				t.Errorf("the script's own output is %q", out)
+			}
+			if !strings.Contains(stderr.String(), "warned\n") {
+				t.Errorf("the jobs' standard error is lost: %q", &stderr)
+			}
+			got := s.awaitStatus(t, id, test.status)
+			if got.Name != "shell" || got.Progress.Total != 4 || got.Progress.Finished != 2 || got.Progress.Failed != 1 {
+				t.Errorf("the run is %+v, want shell with 2 of 4 finished and 1 failed", got)
+			}
+			if len(got.Failed) != 1 || got.Failed[0].Name != "the fit" || got.Failed[0].ExitCode != 7 {
+				t.Errorf("the failed jobs are %+v, want the fit with 7", got.Failed)
+			}
+			if logs := s.run(t, "logs", id, "--all-jobs").want(t, exitOK).stdout; !strings.Contains(logs, "warned") {
+				t.Errorf("the job's log is missing:\n%s", logs)
+			}
+		})
+	}
+}
+
+func TestPublishJobRefuses(t *testing.T) {
+	away := environment{"WAYMARK_BROKER_URL": "amqp://127.0.0.1:1/", "HOME": t.TempDir()}
+	tests := []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"publish", "job", "fit"}, exitUsage, "say which run: give --workflow"},
+		{[]string{"publish", "job", "fit", "--workflow", "x"}, exitUsage, `"x" is not a UUID`},
+		{[]string{"publish", "job", "fit", "--status", "done"}, exitUsage, `unknown job status "done"`},
+		{[]string{"publish", "job", "fit", "plot"}, exitUsage, "put -- before a command"},
+		{[]string{"publish", "job", "fit", "--status", "running", "--", "true"}, exitUsage, "--status: the command itself says that"},
+		{[]string{"publish", "progress", "--total", "-1", "--workflow", uuid.NewString()}, exitUsage, "less than none"},
+		{[]string{"publish", "progress", "--status", "done"}, exitUsage, `unknown status "done"`},
+		{[]string{"publish", "progress", "--workflow", uuid.NewString(), "--no-spool", "--timeout", "50ms"}, exitUnreachable, "127.0.0.1:1"},
+		{[]string{"publish", "progress", "--workflow", uuid.NewString(), "--timeout", "50ms"}, exitOK, "messages are kept on disk"},
+		// The command matters, not the report.
+		{[]string{"publish", "job", "fit", "--workflow", uuid.NewString(), "--no-spool", "--timeout", "50ms", "--", "sh", "-c", "exit 9"}, 9, "the job is not reported"},
+		{[]string{"publish", "job", "fit", "--workflow", uuid.NewString(), "--timeout", "50ms", "--", "no-such-program"}, 127, "no-such-program"},
+	}
+	for _, test := range tests {
+		got := away.run(t, test.args...).want(t, test.code)
+		if !strings.Contains(got.stderr, test.want) {
+			t.Errorf("%q says %q, want %q", test.args, got.stderr, test.want)
+		}
+	}
+	within := environment{"WAYMARK_SOCKET": filepath.Join(t.TempDir(), "gone")}
+	if got := within.run(t, "publish", "job", "fit", "--", "sh", "-c", "exit 5").want(t, 5); !strings.Contains(got.stderr, "not reported") {
+		t.Errorf("with a run around that has gone the command says %q", got.stderr)
+	}
+}
+
+func TestReplay(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.serve(t)
+	folder := filepath.Join(t.TempDir(), "rec")
+	cmd := program(t, s.environment, "run", "script", "--record", folder, "--", "sh", fiveLines(t, "waymark publish progress --total 2\nwaymark publish job gen -- true\nwaymark publish job fit -- false\n"))
+	if out, err := cmd.CombinedOutput(); cmd.ProcessState.ExitCode() != 1 {
+		t.Fatalf("the run to record: %v\n%s", err, out)
+	}
+	id := uuid.NewString()
+	got := s.run(t, "replay", folder, "--id", id, "--engine", "script", "--fast").want(t, 1)
+	wantBalance(t, got, false)
+	if !strings.Contains(got.stderr, "failed: 1 of 2 jobs finished, 1 failed: exit code 1") {
+		t.Errorf("the replay says\n%s", got.stderr)
+	}
+	if got := s.awaitStatus(t, id, "failed"); got.Name != "rec" || got.Progress.Total != 2 || got.Progress.Failed != 1 {
+		t.Errorf("the replayed run is %+v", got)
+	}
+	if got := s.run(t, "replay", folder).want(t, exitUsage); !strings.Contains(got.stderr, "give --engine, one of") {
+		t.Errorf("of a recording whose engine nobody knows the error is %q", got.stderr)
+	}
+	if got := s.run(t, "replay", writeFile(t, "half.jsonl", "{\"a\": 1}\n{\"b\"\n"), "--engine", "script").want(t, exitUsage); !strings.Contains(got.stderr, "half.jsonl:2:") {
+		t.Errorf("of a damaged recording the error is %q, want file and line", got.stderr)
 	}
 }
