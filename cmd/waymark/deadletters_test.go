@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -662,4 +663,36 @@ func deflate(t testing.TB, body []byte) []byte {
 		t.Fatal(err)
 	}
 	return b.Bytes()
+}
+
+// An operator who may not have a queue of their own hears of deaths too, by
+// looking into the dead-letter queue from time to time.
+func TestReplayWithFewRights(t *testing.T) {
+	t.Parallel()
+	r := servicetest.RabbitMQ(t)
+	s := newSite(t)
+	s.amqp = r.URL()
+	s.environment = s.with("WAYMARK_BROKER_URL", s.amqp)
+	s.serve(t)
+	sendRaw(t, s.channel(t), s.status, "hopeless", []byte("no json"))
+	s.deadLetters(t, 1)
+	for _, args := range [][]string{
+		{"add_user", "limited", "secret"},
+		{"set_permissions", "limited", "^$", `^amq\.default$`, "^" + regexp.QuoteMeta(broker.DeadLetter(s.status)) + "$"},
+	} {
+		if said, err := r.Ctl(t.Context(), args...); err != nil {
+			t.Fatalf("rabbitmqctl %q: %v\n%s", args, err, said)
+		}
+	}
+	u, err := url.Parse(s.amqp)
+	if err != nil {
+		t.Fatal("the URL of the server cannot be read")
+	}
+	u.User = url.UserPassword("limited", "secret")
+	limited := s.with("WAYMARK_BROKER_URL", u.String())
+	var replayed replayAnswer
+	decodeJSON(t, limited.run(t, "dead-letters", "replay", "hopeless", "--queue", "status", "--wait", "1m", "--json").want(t, exitFailed).stdout, &replayed)
+	if v := replayed.Replayed; len(v) != 1 || v[0].Outcome != "dead" || *v[0].Reason != "not-json" {
+		t.Errorf("the verdict on a letter that died again: %+v, want dead because of not-json", v)
+	}
 }

@@ -136,6 +136,16 @@ type replay struct {
 	interval time.Duration
 }
 
+// queues are those to which the letters go back.
+func (r *replay) queues() (names []string) {
+	for i := range r.letters {
+		if !slices.Contains(names, r.letters[i].queue) {
+			names = append(names, r.letters[i].queue)
+		}
+	}
+	return names
+}
+
 // verdict is how the replay of one letter ended.
 type verdict struct {
 	ID    string `json:"id"`
@@ -189,13 +199,15 @@ func (a *app) replay(cmd *cobra.Command, c *config, d *deadLetterQueues, r *repl
 		return nil
 	}
 	look := func(visit func(deadLetter)) {
-		again, err := a.openDeadLetters(ctx, c, "", max(d.limit, defaultLetters))
-		if err == nil {
-			defer again.close()
-			err = again.each(ctx, func(l deadLetter) error { visit(l); return nil })
-		}
-		if err != nil {
-			fmt.Fprintf(a.stderr, "whether letters died again is not known: %s\n", harmless(oneLine.Replace(err.Error())))
+		for _, queue := range r.queues() { // others may be none of ours
+			again, err := a.openDeadLetters(ctx, c, queue, max(d.limit, defaultLetters))
+			if err == nil {
+				err = again.each(ctx, func(l deadLetter) error { visit(l); return nil })
+				again.close()
+			}
+			if err != nil {
+				fmt.Fprintf(a.stderr, "whether letters died again is not known: %s\n", harmless(oneLine.Replace(err.Error())))
+			}
 		}
 	}
 	return r.await(ctx, db, deaths, look, known, wait)
