@@ -81,7 +81,7 @@ func newMetrics(r prometheus.Registerer, queue string, in *intake) *metrics {
 	}
 	now("waymark_held_messages", "Messages received and not yet acknowledged.",
 		func(n int, _ int64, _ int, _ time.Duration) float64 { return float64(n) })
-	now("waymark_held_bytes", "Memory that those take, about; consumer.max_held_bytes bounds it.",
+	now("waymark_held_bytes", "Memory that held messages take, about; consumer.max_held_bytes bounds it.",
 		func(_ int, bytes int64, _ int, _ time.Duration) float64 { return float64(bytes) })
 	now("waymark_prefetch_messages", "Messages the broker is asked to send ahead: fewer than consumer.prefetch while they are large.",
 		func(_ int, _ int64, prefetch int, _ time.Duration) float64 { return float64(prefetch) })

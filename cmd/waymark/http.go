@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"syscall"
 	"time"
 
@@ -51,6 +52,37 @@ func listenHTTP(ctx context.Context, address string) (net.Listener, error) {
 	return l, nil
 }
 
+// maxConnections bounds the connections to the endpoints: each costs a file and
+// some memory. More wait in the system's queue.
+const maxConnections = 256
+
+// limited is a listener that has at most so many connections open.
+type limited struct {
+	net.Listener
+	room chan struct{}
+}
+
+func (l limited) Accept() (net.Conn, error) {
+	l.room <- struct{}{}
+	c, err := l.Listener.Accept()
+	if err != nil {
+		<-l.room
+		return nil, err
+	}
+	return &counted{Conn: c, leave: sync.OnceFunc(func() { <-l.room })}, nil
+}
+
+// counted is a connection that makes room when it is closed.
+type counted struct {
+	net.Conn
+	leave func()
+}
+
+func (c *counted) Close() error {
+	defer c.leave()
+	return c.Conn.Close()
+}
+
 // serveHTTP answers on l until ctx ends.
 func serveHTTP(ctx context.Context, l net.Listener, logger *slog.Logger, registry *prometheus.Registry, ready func() readiness) error {
 	mux := http.NewServeMux()
@@ -88,7 +120,7 @@ func serveHTTP(ctx context.Context, l net.Listener, logger *slog.Logger, registr
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		if err := server.Serve(limited{l, make(chan struct{}, maxConnections)}); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serving HTTP on %s: %w", l.Addr(), err)
 		}
 		return nil

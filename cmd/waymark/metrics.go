@@ -18,8 +18,8 @@ var (
 	databaseUp = prometheus.NewDesc("waymark_database_up", "1 if the database answers, and takes what it is given.", nil, nil)
 
 	spoolFiles  = prometheus.NewDesc("waymark_spool_files", "Files in publisher.spool_dir that wait to be delivered.", nil, nil)
-	spoolBytes  = prometheus.NewDesc("waymark_spool_bytes", "Size of those files.", nil, nil)
-	spoolOldest = prometheus.NewDesc("waymark_spool_oldest_seconds", "Time since the one of those files was written to that was left alone for longest.", nil, nil)
+	spoolBytes  = prometheus.NewDesc("waymark_spool_bytes", "Size of the files in publisher.spool_dir.", nil, nil)
+	spoolOldest = prometheus.NewDesc("waymark_spool_oldest_seconds", "Time since the file in publisher.spool_dir that was left alone for longest was written to; 0 if there is none.", nil, nil)
 )
 
 // Describe is for the registry.
