@@ -128,6 +128,7 @@ func (d *deadLetters) publishOnce(ctx context.Context, from string, letters []le
 	if err := ch.Confirm(false); err != nil {
 		return false, broker.Explain(err)
 	}
+	closed := ch.NotifyClose(make(chan *amqp.Error, 1))
 	// A Return comes before its confirm, and with room for all none waits.
 	returns := ch.NotifyReturn(make(chan amqp.Return, len(letters)))
 	confirms := make([]*amqp.DeferredConfirmation, len(letters))
@@ -149,6 +150,14 @@ func (d *deadLetters) publishOnce(ctx context.Context, from string, letters []le
 			return false, fmt.Errorf("waiting for the confirm: %w", err)
 		}
 		if !ok {
+			// The library calls refused what a channel that ends leaves open.
+			select {
+			case reason := <-closed:
+				if reason != nil {
+					return false, broker.Explain(reason)
+				}
+			default:
+			}
 			return false, errors.New("the broker refused the message")
 		}
 	}

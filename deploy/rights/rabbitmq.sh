@@ -39,7 +39,8 @@ if [ -z "$user" ]; then
 	exit 2
 fi
 
-if ! "$ctl" -q list_users --no-table-headers | cut -f 1 | grep -Fqx -- "$user"; then
+# Standard input is for add_user alone.
+if ! "$ctl" -q list_users --no-table-headers </dev/null | cut -f 1 | grep -Fqx -- "$user"; then
 	"$ctl" -q add_user -- "$user"
 fi
-"$ctl" -q set_permissions -p "$vhost" -- "$user" "$1" "$2" "$3"
+"$ctl" -q set_permissions -p "$vhost" -- "$user" "$1" "$2" "$3" </dev/null

@@ -72,7 +72,7 @@ func Explain(err error) error {
 	e.Problem = "the broker says " + oneLine(refusal.Reason)
 	switch refusal.Code {
 	case amqp.AccessRefused:
-		e.Remedy, e.Permanent = "check the permissions of the user (rabbitmqctl list_user_permissions)", true
+		e.Remedy, e.Permanent = "check the permissions of the user (rabbitmqctl list_user_permissions); deploy/rights/rabbitmq.sh grants what is needed", true
 	case amqp.PreconditionFailed, amqp.NotAllowed, amqp.NotImplemented:
 		e.Permanent = true
 	}
