@@ -269,6 +269,9 @@ func (s *server) prune(ctx context.Context) {
 				s.logger.Info("deleted old runs", "count", n)
 			}
 		}
+		// What the start has left behind, too, is of no more use.
+		debug.FreeOSMemory()
+		unmapCode()
 		select {
 		case <-ctx.Done():
 			return
