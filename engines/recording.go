@@ -23,7 +23,8 @@ import (
 // line for each thing seen: {"t": seconds since the start, "src": source, and
 // "msg": the event's line as JSON, or "data": text of an output as it came, in
 // pieces of any size}. The source "fd3" is an old name of "hook"; "rec" and
-// "http" are remarks. Or it is a single file with the lines of a hook alone,
+// "http" are remarks. A bus.txt beside it holds the lines of Toil's message bus,
+// which have no time and are spread over the run, with the source "toil". Or it is a single file with the lines of a hook alone,
 // of which nobody knows when they came.
 type Recording struct {
 	// Command is the engine's command line, nil if unknown.
@@ -128,9 +129,31 @@ func readRecording(path string, meta recordedMeta) (*Recording, error) {
 	for _, source := range slices.Sorted(maps.Keys(streams)) {
 		_ = streams[source].Close()
 	}
+	if err := rec.addBus(filepath.Join(filepath.Dir(path), "bus.txt"), at); err != nil {
+		return nil, err
+	}
 	rec.Exit = recordedExit(meta, at)
 	rec.Exit.Stderr = rec.tail(Stderr)
 	return rec, nil
+}
+
+// addBus adds the lines of Toil's message bus, if they are there and the
+// recording does not have them with their time.
+func (r *Recording) addBus(path string, end time.Time) error {
+	content, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) || slices.ContainsFunc(r.Events, func(e Event) bool { return e.Source == "toil" }) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("reading the recording: %w", err)
+	}
+	lines := bytes.Split(bytes.TrimRight(content, "\n"), []byte("\n"))
+	for i, line := range lines {
+		at := time.Time{}.Add(time.Duration(float64(end.Sub(time.Time{})) * float64(i+1) / float64(len(lines)+1)))
+		r.Events = append(r.Events, Event{At: at, Source: "toil", Line: line})
+	}
+	slices.SortStableFunc(r.Events, func(a, b Event) int { return a.At.Compare(b.At) })
+	return nil
 }
 
 // recordedExit is how the engine ended; of one that nobody knows, that it went away.
