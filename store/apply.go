@@ -407,6 +407,7 @@ func (a *application) writeRuns(q *pgx.Batch) (touched []uuid.UUID) {
 
 func (a *application) writeSubmissions(q *pgx.Batch) {
 	var ids []uuid.UUID
+	var searched []string
 	named := make(map[string]struct{})
 	for _, id := range a.order {
 		s := a.states[id]
@@ -427,6 +428,7 @@ func (a *application) writeSubmissions(q *pgx.Batch) {
 			id, sub.User, sub.DisplayName(), sub.Priority, labels, sub.EventTime)
 		if name := sub.DisplayName(); name != "" {
 			named[sub.User+"\x00"+name] = struct{}{}
+			searched = append(searched, name)
 		}
 	}
 	if len(named) == 0 {
@@ -443,6 +445,8 @@ func (a *application) writeSubmissions(q *pgx.Batch) {
 		q.Queue(`SELECT pg_advisory_xact_lock(hashtextextended($1, 0))`, a.db.cfg.Schema+" "+strings.ReplaceAll(name, "\x00", "/"))
 	}
 	q.Queue(sqlNumberRuns, uuids(ids))
+	slices.Sort(searched)
+	q.Queue(`INSERT INTO run_names (name) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING`, slices.Compact(searched))
 }
 
 func (a *application) writeDocuments(q *pgx.Batch) {

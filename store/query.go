@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"gorm.io/gorm"
 
 	"waymark/workflow"
 )
@@ -147,10 +148,16 @@ func (db *DB) Workflows(ctx context.Context, f workflow.Filter) (workflow.Page[w
 	if f.Engine != "" {
 		q = q.Where("engine = ?", f.Engine)
 	}
-	if prefix, ok := strings.CutSuffix(f.Name, "*"); ok && prefix != "" {
+	prefix, ok := strings.CutSuffix(f.Name, "*")
+	part, within := strings.CutPrefix(f.Name, "*")
+	if within && strings.Trim(part, "*") != "" {
+		if q, err = db.withNamePart(ctx, q, part); err != nil {
+			return page, err
+		}
+	} else if ok && strings.Trim(prefix, "*") != "" {
 		// A range instead of LIKE: names sort by their bytes, and "%" is no wildcard in them.
 		q = q.Where("name >= ? AND name < ?", prefix, prefix+"\U0010FFFF")
-	} else if f.Name != "" && !ok {
+	} else if strings.Trim(f.Name, "*") != "" {
 		q = q.Where("name = ?", f.Name)
 	}
 	if len(f.Labels) > 0 {
@@ -185,6 +192,29 @@ func (db *DB) Workflows(ctx context.Context, f workflow.Filter) (workflow.Page[w
 	}
 	page.Items = summaries(rows)
 	return page, nil
+}
+
+// fewNames is up to how many names a part is looked for by name.
+const fewNames = 1000
+
+var likeEscape = strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`)
+
+// withNamePart chooses the runs whose names have part in them, or at their end
+// unless part ends with "*".
+func (db *DB) withNamePart(ctx context.Context, q *gorm.DB, part string) (*gorm.DB, error) {
+	pattern := "%" + likeEscape.Replace(part)
+	if rest, ok := strings.CutSuffix(part, "*"); ok {
+		pattern = "%" + likeEscape.Replace(rest) + "%"
+	}
+	var names []string
+	if err := db.gorm.WithContext(ctx).Table("run_names").Where("name LIKE ?", pattern).Limit(fewNames+1).Pluck("name", &names).Error; err != nil {
+		return nil, fmt.Errorf("searching the names of workflows: %w", translate(err))
+	}
+	if len(names) > fewNames {
+		// What so many are called is found among the newest runs, too.
+		return q.Where("name LIKE ?", pattern), nil
+	}
+	return q.Where("name IN ?", names), nil
 }
 
 type workflowCursor struct {

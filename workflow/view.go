@@ -69,7 +69,8 @@ type Filter struct {
 	Statuses []Status
 	Owner    string
 	Engine   string
-	// Name chooses by name; a trailing "*" makes it a prefix.
+	// Name chooses by name. A "*" at its end, at its beginning or at both stands
+	// for anything.
 	Name string
 	// Labels must all be there.
 	Labels map[string]string

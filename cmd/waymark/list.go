@@ -80,7 +80,7 @@ to see them.`,
 	f.StringArrayVar(&statuses, "status", nil, "only workflows in this `status`; may be repeated, or hold several with commas")
 	f.StringVar(&owner, "owner", "", "only workflows of this `owner`")
 	f.StringVar(&engine, "engine", "", "only workflows of this `engine`, such as serial")
-	f.StringVar(&name, "name", "", "only workflows of this `name`; a * at its end stands for anything")
+	f.StringVar(&name, "name", "", "only workflows of this `name`; a * at its beginning or end stands for anything")
 	f.StringArrayVar(&labels, "label", nil, "only workflows with this label, as `KEY=VALUE`; may be repeated")
 	f.StringVar(&since, "since", "", "only workflows first heard of at or after this `time`: 24h or 7d ago, or RFC 3339")
 	f.StringVar(&until, "until", "", "only workflows first heard of before this `time`")

@@ -89,7 +89,10 @@ func (p population) load(ctx context.Context, conn *pgx.Conn, schema string, pro
 		}
 		progress(last)
 	}
-	for _, table := range []string{"workflows", "jobs", "submissions", "status_changes"} {
+	if err := exec(sqlLoadNames); err != nil {
+		return err
+	}
+	for _, table := range []string{"workflows", "run_names", "jobs", "submissions", "status_changes"} {
 		if err := exec("VACUUM (ANALYZE) " + table); err != nil {
 			return err
 		}
@@ -117,6 +120,8 @@ SELECT id, at, at, at, 42, $5, 0, $5, 0, 1, status,
        CASE WHEN status <> 6 THEN at END, CASE status WHEN 2 THEN at + interval '1 hour' END, CASE status WHEN 3 THEN at + interval '1 hour' END,
        CASE status WHEN 5 THEN at + interval '1 hour' END, at, at, engine, name, owner, jsonb_build_object('experiment', 'e' || i % 40)
 FROM (` + sqlRuns + `) AS r`
+
+	sqlLoadNames = `INSERT INTO run_names SELECT DISTINCT name FROM workflows ON CONFLICT DO NOTHING`
 
 	sqlLoadSubmissions = `
 INSERT INTO submissions (workflow_id, attempt, retry_count, event_time, priority, min_job_memory, "user", workflow, name, engine, labels, parameters)

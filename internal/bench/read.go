@@ -81,6 +81,9 @@ var queries = []struct {
 	{"name, beginning", func(ctx context.Context, db *store.DB, p population, i int) (int, error) {
 		return list(ctx, db, workflow.Filter{Name: p.name(i)[:len("analysis-")+2] + "*"})
 	}},
+	{"name, part", func(ctx context.Context, db *store.DB, p population, i int) (int, error) {
+		return list(ctx, db, workflow.Filter{Name: "*" + p.name(i)[len("analysis-"):][1:5] + "*"})
+	}},
 	{"page of jobs", func(ctx context.Context, db *store.DB, p population, i int) (int, error) {
 		page, err := db.Jobs(ctx, p.id(i), workflow.JobFilter{})
 		if err == nil && len(page.Items) != min(p.jobs, 100) {

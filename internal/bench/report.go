@@ -185,7 +185,7 @@ func (b *Bench) Report(ctx context.Context, l ReportLoad) (*Report, error) {
 	for _, q := range []struct {
 		query string
 		limit float64
-	}{{"status by id", 5}, {"50 of an owner", 20}, {"running of an owner", 20}, {"finished of an owner and engine", 20}, {"50 with a label", 20}, {"page of jobs", 20}, {"name, beginning", 100}} {
+	}{{"status by id", 5}, {"50 of an owner", 20}, {"running of an owner", 20}, {"finished of an owner and engine", 20}, {"50 with a label", 20}, {"page of jobs", 20}, {"name, beginning", 100}, {"name, part", 100}} {
 		atMost("Reads", "p99 of "+q.query, read.Case(CaseQuery(q.query, true)).Metric("p99"), q.limit, "ms", there)
 	}
 	return report, nil

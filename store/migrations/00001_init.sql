@@ -64,6 +64,12 @@ CREATE INDEX workflows_name   ON workflows (name, created_at DESC, id DESC);
 CREATE UNIQUE INDEX workflows_run ON workflows (name, owner, run_number DESC) WHERE run_number > 0;
 CREATE INDEX workflows_labels ON workflows USING gin (labels jsonb_path_ops);
 
+-- Every name that a run has had, once. Searching the names for a part of one
+-- reads this table, which is small as runs are repeated, and not that of the runs.
+CREATE TABLE run_names (
+    name text COLLATE "C" PRIMARY KEY
+);
+
 -- One row a job. There is no foreign key to workflows: the apply path holds the
 -- lock of the run, and the check would cost as much as the insert.
 CREATE TABLE jobs (
@@ -408,6 +414,7 @@ COMMENT ON COLUMN reana_workflow_status.job_progress    IS 'Sections total, runn
 COMMENT ON COLUMN reana_workflow_status.engine_specific IS 'Latest engine-specific document of this attempt.';
 
 COMMENT ON TABLE workflows        IS 'Internal. Read workflow_status.';
+COMMENT ON TABLE run_names        IS 'Internal. Every name of a run, to be searched.';
 COMMENT ON TABLE jobs             IS 'Internal. Read job_status.';
 COMMENT ON TABLE submissions      IS 'Internal. The submission that registered each workflow.';
 COMMENT ON TABLE engine_documents IS 'Internal. The latest engine-specific document of each workflow.';
