@@ -20,6 +20,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"waymark/internal/broker"
+	"waymark/internal/crashpoint"
 	"waymark/publisher"
 	"waymark/schemas"
 	"waymark/store"
@@ -515,6 +516,7 @@ func (c *config) store(logger *slog.Logger) store.Config {
 		Logger:           logger,
 		MaxConnections:   c.Database.MaxConnections,
 		MaxRunLogBytes:   c.Consumer.MaxRunLogBytes,
+		Now:              crashpoint.Now,
 		Schema:           c.Database.Schema,
 		URL:              url,
 		UnknownWorkflows: store.UnknownPolicy(c.Consumer.UnknownWorkflows),

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"waymark/consumer"
+	"waymark/internal/crashpoint"
 	"waymark/schemas"
 	"waymark/store"
 )
@@ -140,6 +141,7 @@ func (a *app) server(ctx context.Context, c *config) (*server, error) {
 			Logger:         s.logger,
 			MaxHeldBytes:   c.Consumer.MaxHeldBytes,
 			MaxLogBytes:    c.Consumer.MaxLogBytes,
+			Now:            crashpoint.Now,
 			Prefetch:       c.Consumer.Prefetch,
 			Queue:          queue,
 			Registerer:     s.registry,
@@ -251,7 +253,7 @@ func (s *server) prune(ctx context.Context) {
 	tick := time.NewTicker(pruneInterval)
 	defer tick.Stop()
 	for {
-		switch n, err := s.db.Prune(ctx, time.Now().Add(-s.config.Consumer.Remember)); {
+		switch n, err := s.db.Prune(ctx, crashpoint.Now().Add(-s.config.Consumer.Remember)); {
 		case ctx.Err() != nil:
 			return
 		case err != nil:

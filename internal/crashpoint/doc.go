@@ -12,4 +12,8 @@
 //	NAME:N:freeze the process is stopped there, as by SIGSTOP, until SIGCONT
 //
 // A process dies as by SIGKILL: nothing is flushed, closed or told.
+//
+// Now is the clock of the program. With the tag and WAYMARK_CLOCK=steps it steps
+// to and fro by hours and days; libfaketime would have no effect, as Go asks the
+// kernel for the time and not the C library.
 package crashpoint

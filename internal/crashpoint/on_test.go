@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // TestHit runs itself in a process of its own, which comes to point five times
@@ -87,5 +88,20 @@ func TestReadRefuses(t *testing.T) {
 			}()
 			read(text)
 		})
+	}
+}
+
+func TestClockStepsWhenTold(t *testing.T) {
+	if off := time.Since(Now()); off < -time.Minute || off > time.Minute {
+		t.Errorf("Now is off by %v, though no steps were asked for", off)
+	}
+	stepping = true
+	t.Cleanup(func() { stepping = false })
+	seen := make(map[time.Duration]bool)
+	for deadline := time.Now().Add(30 * time.Second); len(seen) < 5 && time.Now().Before(deadline); {
+		seen[Now().Sub(time.Now().Round(0)).Round(time.Hour)] = true
+	}
+	if len(seen) != 5 {
+		t.Errorf("a stepping clock was off by %v in 30 s, want five different steps", seen)
 	}
 }

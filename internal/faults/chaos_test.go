@@ -37,6 +37,7 @@ type chaos struct {
 	seed    uint64
 	lasts   time.Duration
 	servers bool // whole servers are hit, too
+	equal   bool // some messages without an id are equal
 	spool   string
 
 	over    chan struct{} // publishers begin nothing new
@@ -564,7 +565,9 @@ func (c *chaos) reana(actor uint64) {
 			for range 4 {
 				todo = append(todo, workflow.StatusMessage{Status: workflow.StatusRunning})
 			}
-			todo = append(todo, workflow.StatusMessage{Status: workflow.StatusRunning, Logs: same})
+			if c.equal {
+				todo = append(todo, workflow.StatusMessage{Status: workflow.StatusRunning, Logs: same})
+			}
 			todo = append(todo, workflow.StatusMessage{Status: workflow.StatusRunning, Progress: workflow.Progress{Finished: workflow.JobIDs(job)}})
 		}
 		todo = append(todo, workflow.StatusMessage{Status: workflow.StatusFinished})

@@ -63,8 +63,14 @@ func buildNext(dir, output string) error {
 // next starts a program of the next version.
 func (w *site) next(args ...string) *process {
 	w.Helper()
+	return w.another("waymark-next", args...)
+}
+
+// another starts a program of another build.
+func (w *site) another(name string, args ...string) *process {
+	w.Helper()
 	b, d := newProxy(w, host(w.AMQPURL())), newProxy(w, host(w.DatabaseURL()))
-	p := start(w, "waymark-next", w.environment(b.address(), d.address()), "", args...)
+	p := start(w, name, w.environment(b.address(), d.address()), "", args...)
 	p.broker, p.database = b, d
 	if args[0] == "serve" {
 		w.processes = append(w.processes, p)

@@ -71,6 +71,7 @@ func scenarios() (all []scenario) {
 		w.drain(afterCommit, func(p *process) { p.broker.refuse(true) })
 	}, nil})
 	add(scenario{"consumer", "kill -9", draining.words, false, false, dieDraining, nil})
+	add(scenario{"consumer", "its clock steps by hours and days, to and fro, and kill -9", "four times, beside another", false, false, clockSteps, nil})
 	add(scenario{"consumer", "rolling restart of two, three times", "under load", false, false, rollingRestart, nil})
 
 	// The database.
