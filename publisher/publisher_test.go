@@ -312,6 +312,36 @@ func TestInvalid(t *testing.T) {
 	}
 }
 
+// The limit of size is the caller's to set, in both directions.
+func TestMaxMessageBytes(t *testing.T) {
+	t.Parallel()
+	cfg := configure(t)
+	cfg.MaxMessageBytes = 17 << 20
+	p := start(t, cfg)
+	for _, tc := range []struct {
+		size  int
+		wants string
+	}{{17 << 20, ""}, {17<<20 + 1, "17825793 bytes long: at most 17825792 are allowed"}} {
+		r, err := p.SendRaw(soon(t), cfg.Queues.Status, make([]byte, tc.size), publisher.Properties{})
+		if tc.wants != "" {
+			if err == nil || !strings.Contains(err.Error(), tc.wants) {
+				t.Errorf("a body of %d bytes: %v, want an error with %q", tc.size, err, tc.wants)
+			}
+			continue
+		}
+		if err == nil {
+			err = r.Wait(soon(t))
+		}
+		if err != nil {
+			t.Errorf("a body of %d bytes: %v, want it confirmed", tc.size, err)
+		}
+	}
+	cfg.MaxMessageBytes = -1
+	if _, err := publisher.New(cfg); err == nil {
+		t.Error("a limit below 0 is accepted")
+	}
+}
+
 func TestSendRaw(t *testing.T) {
 	t.Parallel()
 	cfg := configure(t)

@@ -19,6 +19,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	amqp "github.com/rabbitmq/amqp091-go"
 	"golang.org/x/sys/unix"
 
@@ -501,6 +502,51 @@ func TestDiscardAsks(t *testing.T) {
 	}
 	os.Remove(kept[1])
 	s.deadLetters(t, 1)
+}
+
+// What cannot be recorded is not discarded, even if the database answers.
+func TestDiscardThatCannotBeRecorded(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	ch := s.channel(t)
+	s.declare(t, ch)
+	s.run(t, "migrate").want(t, exitOK)
+	s.bury(t, ch, "plain", "schema", "/status", []byte("{}"))
+	letters := s.deadLetters(t, 1)
+	db, err := pgx.Connect(t.Context(), s.database.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close(context.WithoutCancel(t.Context()))
+	if _, err := db.Exec(t.Context(), "ALTER TABLE "+s.database.Schema+".dead_letter_actions ADD CONSTRAINT nobody CHECK (actor = 'nobody')"); err != nil {
+		t.Fatal(err)
+	}
+	got := s.run(t, "dead-letters", "discard", "--all", "--yes")
+	if got.code == exitOK || !strings.Contains(got.stderr, "nothing was discarded, as it cannot be recorded") {
+		t.Errorf("a discard that cannot be recorded ends with %d and %q, want an error", got.code, got.stderr)
+	}
+	if diff := cmp.Diff(letters, s.deadLetters(t, 1)); diff != "" {
+		t.Errorf("the letter (-want, +got):\n%s", diff)
+	}
+}
+
+// A letter of the submission queue is judged as a submission.
+func TestEditSubmission(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.serve(t)
+	sendRaw(t, s.channel(t), s.submission, "submission", []byte(`{"user": "ada", "workflow_id_or_name": 7}`))
+	s.deadLetters(t, 1)
+	got := s.runWith(t.Context(), goodStatus, "dead-letters", "edit", "submission", "--file", "-").want(t, exitFailed)
+	if kept := keptFile.FindStringSubmatch(got.stderr); kept == nil || !strings.Contains(got.stderr, "not valid") {
+		t.Errorf("a status message in place of a submission: %q, want it refused, and kept", got.stderr)
+	} else {
+		os.Remove(kept[1])
+	}
+	id := uuid.NewString()
+	s.runWith(t.Context(), fmt.Sprintf(`{"user": "ada", "workflow_id_or_name": %q, "name": "mended"}`, id), "dead-letters", "edit", "submission", "--file", "-").want(t, exitOK)
+	s.awaitStatus(t, "mended", "queued")
+	s.deadLetters(t, 0)
 }
 
 // terminal is a pseudo terminal.

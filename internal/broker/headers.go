@@ -43,20 +43,43 @@ const (
 	maxContentFrame = 1 << 20
 )
 
-func (c *readable) Read(p []byte) (int, error) {
-	if len(c.frame) == 0 && c.pass == 0 {
-		if err := c.next(); err != nil {
-			return 0, err
+// Read hands on as much as there is without waiting: a message is three frames
+// of a few hundred bytes, and each call costs.
+func (c *readable) Read(p []byte) (n int, err error) {
+	for n < len(p) && err == nil {
+		switch {
+		case len(c.frame) > 0:
+			copied := copy(p[n:], c.frame)
+			c.frame = c.frame[copied:]
+			n += copied
+		case c.pass > 0:
+			if n > 0 && c.r.Buffered() == 0 {
+				return n, nil
+			}
+			var passed int
+			passed, err = c.r.Read(p[n:min(int64(len(p)), int64(n)+c.pass)])
+			c.pass -= int64(passed)
+			n += passed
+		default:
+			if n > 0 && !c.buffered() {
+				return n, nil
+			}
+			err = c.next()
 		}
 	}
-	if len(c.frame) > 0 {
-		n := copy(p, c.frame)
-		c.frame = c.frame[n:]
-		return n, nil
+	if n > 0 {
+		return n, nil // the error comes again
 	}
-	n, err := c.r.Read(p[:min(int64(len(p)), c.pass)])
-	c.pass -= int64(n)
-	return n, err
+	return 0, err
+}
+
+// buffered reports whether next needs nothing that has not arrived.
+func (c *readable) buffered() bool {
+	if c.r.Buffered() < frameHead {
+		return false
+	}
+	head, _ := c.r.Peek(frameHead)
+	return head[0] != contentFrame || int64(c.r.Buffered()) > frameHead+int64(binary.BigEndian.Uint32(head[3:]))
 }
 
 // next looks at the beginning of a frame.

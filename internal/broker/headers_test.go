@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/binary"
 	"errors"
@@ -139,4 +140,24 @@ func FuzzMend(f *testing.F) {
 			t.Fatalf("mending %q leaves %q, which is to be mended again", payload, got)
 		}
 	})
+}
+
+// BenchmarkReadable measures a stream of small messages, read as the library
+// reads, beside the same stream as it is.
+func BenchmarkReadable(b *testing.B) {
+	message := bytes.Join([][]byte{frame(1, make([]byte, 60)), frame(2, contentHeader(entry("kept", []byte{'t', 1}))), frame(3, make([]byte, 350))}, nil)
+	stream := bytes.Repeat(message, 1000)
+	for name, wrap := range map[string]func(net.Conn) io.Reader{
+		"as it is": func(c net.Conn) io.Reader { return c },
+		"readable": func(c net.Conn) io.Reader { return newReadable(c) },
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(int64(len(stream)))
+			for b.Loop() {
+				if _, err := io.Copy(io.Discard, struct{ io.Reader }{bufio.NewReaderSize(wrap(streamConn{Reader: bytes.NewReader(stream)}), 4096)}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
 }
