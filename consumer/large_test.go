@@ -25,7 +25,7 @@ import (
 // its effect once, and small ones are sent ahead by the thousand again.
 func TestLargeMessagesAreHeldWithinBounds(t *testing.T) {
 	t.Parallel()
-	const budget, size, count = 4 << 20, 1 << 20, 64
+	const budget, size, count = 2 << 20, 512 << 10, 32
 	s := newSite(t)
 	registry := prometheus.NewRegistry()
 	s.cfg.Registerer = registry
@@ -92,7 +92,7 @@ func TestLargeMessagesAreHeldWithinBounds(t *testing.T) {
 	s.wait(count + 3000)
 	servicetest.Eventually(t, patience, "small messages are sent ahead in numbers again", func() error {
 		// A budget of this size has room for so many of them.
-		if prefetch := value(t, registry, "waymark_prefetch_messages"); prefetch < 500 {
+		if prefetch := value(t, registry, "waymark_prefetch_messages"); prefetch < 250 {
 			return fmt.Errorf("the prefetch is %.0f", prefetch)
 		}
 		if held := value(t, registry, "waymark_held_messages"); held != 0 {

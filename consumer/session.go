@@ -252,8 +252,9 @@ func (c *Consumer) gather(ctx context.Context, received <-chan struct{}, ready c
 
 const (
 	// maxBatchBytes ends a batch of large bodies early: a transaction of a
-	// hundred megabytes helps nobody, and delays the small messages in it. A quarter of what may be held, if that is
-	// less: the next batch is gathered meanwhile.
+	// hundred megabytes helps nobody, and delays the small messages in it. A
+	// quarter of what may be held, if that is less: the next batch is gathered
+	// meanwhile.
 	maxBatchBytes = 8 << 20
 	// lingerFrom is how many messages, in the last batch and at once, count as
 	// coming fast.

@@ -254,6 +254,7 @@ func TestLargeMessagesLeaveTheMemoryFlat(t *testing.T) {
 	s := newSite(t)
 	s.environment["WAYMARK_DATABASE_URL"] = database.URL()
 	s.environment["WAYMARK_CONSUMER_MAX_HELD_BYTES"] = strconv.Itoa(8 << 20)
+	s.environment["WAYMARK_CONSUMER_DRAIN_TIMEOUT"] = "1s"
 	_, url := serveProcess(t, s)
 	if err := database.Pause(); err != nil {
 		t.Fatal(err)
@@ -289,9 +290,9 @@ func TestLargeMessagesLeaveTheMemoryFlat(t *testing.T) {
 	if err := database.Resume(); err != nil {
 		t.Fatal(err)
 	}
-	servicetest.Eventually(t, patience, "all are applied", func() error {
-		if n := look()["waymark_deliveries_total"]; n < count {
-			return fmt.Errorf("%v of %d", n, count)
+	servicetest.Eventually(t, patience, "it goes on", func() error {
+		if n := look()["waymark_deliveries_total"]; n < 10 {
+			return fmt.Errorf("%v are applied", n)
 		}
 		return nil
 	})
