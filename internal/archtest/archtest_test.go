@@ -34,6 +34,7 @@ var may = map[string][]string{
 	"api":                               {"workflow"},
 	"web":                               {"workflow"},
 	"cmd/waymark":                       {"*"},
+	"internal/conformance":              {"workflow", "schemas", "internal/wire"},
 	"internal/devstack":                 {},
 	"internal/devstack/cmd/withservers": {"internal/devstack"},
 	"internal/servicetest":              {"internal/devstack"},
