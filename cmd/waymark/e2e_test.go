@@ -96,7 +96,7 @@ func (p *process) stop(t testing.TB, code int) {
 	}
 }
 
-var address = regexp.MustCompile(`address=(http://\S+)`)
+var address = regexp.MustCompile(`address(?:=|":")(http://[^\s"]+)`)
 
 // url is where the program's endpoints answer.
 func (p *process) url(t testing.TB) (url string) {
