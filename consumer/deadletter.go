@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -203,7 +204,7 @@ func (l *letter) publishing(from string, frame int) amqp.Publishing {
 	delete(headers, HeaderReplay)
 	now := l.arrived.Format(time.RFC3339Nano)
 	count, _ := headers[HeaderCount].(int64)
-	headers[HeaderCount] = max(count, 0) + 1
+	headers[HeaderCount] = min(max(count, 0), math.MaxInt64-1) + 1
 	if first, ok := headers[HeaderFirstSeen].(string); !ok || first == "" {
 		headers[HeaderFirstSeen] = now
 	}
