@@ -59,20 +59,8 @@ func (db *DB) applyOnce(ctx context.Context, b *workflow.Batch) (outcomes []work
 	ctx, cancel := context.WithTimeout(ctx, db.cfg.ApplyTimeout)
 	defer cancel()
 	err = withPgx(ctx, db.applies, func(conn *pgx.Conn) error {
-		// Each statement must see what the locks before it have waited for,
-		// whatever the role's default is.
-		tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
-		if err != nil {
-			return err
-		}
-		// Without effect after a commit. A context that has ended must not keep
-		// the rollback from being sent.
-		defer func() {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-			defer cancel()
-			_ = tx.Rollback(ctx)
-		}()
-		a := &application{db: db, tx: tx, batch: b, now: db.now()}
+		defer endTransaction(ctx, conn)
+		a := &application{db: db, conn: conn, batch: b, now: db.now()}
 		if err := a.load(ctx); err != nil {
 			return err
 		}
@@ -90,7 +78,7 @@ func (db *DB) applyOnce(ctx context.Context, b *workflow.Batch) (outcomes []work
 		}
 		outcomes = a.outcomes
 		crashpoint.Hit("store.written")
-		err = tx.Commit(ctx)
+		err = commit(ctx, conn)
 		crashpoint.Hit("store.committed")
 		return err
 	})
@@ -100,6 +88,36 @@ func (db *DB) applyOnce(ctx context.Context, b *workflow.Batch) (outcomes []work
 	return outcomes, err
 }
 
+// sqlBegin travels with the first statements of a transaction: a round trip less
+// while others wait. Each statement must see what the locks before it have waited
+// for, whatever the role's default is.
+const sqlBegin = `BEGIN ISOLATION LEVEL READ COMMITTED`
+
+// commit commits the transaction of conn. A transaction in which a statement has
+// failed is rolled back by it, which the server does not call an error.
+func commit(ctx context.Context, conn *pgx.Conn) error {
+	tag, err := conn.Exec(ctx, `COMMIT`)
+	if err == nil && tag.String() != "COMMIT" {
+		return pgx.ErrTxCommitRollback
+	}
+	return err
+}
+
+// endTransaction rolls back what was not committed. A context that has ended
+// must not keep the rollback from being sent; a connection that does not take it
+// is closed.
+func endTransaction(ctx context.Context, conn *pgx.Conn) {
+	const idle = 'I'
+	if conn.IsClosed() || conn.PgConn().TxStatus() == idle {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	if _, err := conn.Exec(ctx, `ROLLBACK`); err != nil {
+		_ = conn.Close(ctx)
+	}
+}
+
 // onlyDigest reports whether a repetition of d is recognised by nothing but its
 // digest.
 func onlyDigest(d workflow.Delivery) bool { return d.MessageID == "" && d.Digest != uuid.Nil }
@@ -107,7 +125,7 @@ func onlyDigest(d workflow.Delivery) bool { return d.MessageID == "" && d.Digest
 // application is one try to apply a batch.
 type application struct {
 	db    *DB
-	tx    pgx.Tx
+	conn  *pgx.Conn // in a transaction
 	batch *workflow.Batch
 	now   time.Time
 
@@ -151,7 +169,8 @@ func messageKey(id string) uuid.UUID {
 	return uuid.NewSHA1(messageSpace, []byte(id))
 }
 
-// load locks and loads what the fold of the batch needs, in two round trips.
+// load begins the transaction, and locks and loads what the fold of the batch
+// needs, in one round trip.
 func (a *application) load(ctx context.Context) error {
 	n := len(a.batch.Deliveries)
 	a.outcomes = make([]workflow.Outcome, n)
@@ -160,7 +179,8 @@ func (a *application) load(ctx context.Context) error {
 	a.seen = make(map[uuid.UUID]workflow.Outcome)
 	a.stored = make(map[*workflow.Job]struct{})
 	if n == 0 {
-		return nil
+		_, err := a.conn.Exec(ctx, sqlBegin)
+		return err
 	}
 	var keys, digests, submitted []uuid.UUID
 	var jobWorkflows []uuid.UUID
@@ -200,6 +220,7 @@ func (a *application) load(ctx context.Context) error {
 	// The statements run one after the other, each with a snapshot of its own:
 	// what follows the lock sees what the lock waited for.
 	var q pgx.Batch
+	q.Queue(sqlBegin)
 	a.db.lockRuns(&q, a.order)
 	q.Queue(sqlLoadRuns, uuids(a.order)).Query(a.scanRuns)
 	if len(keys) > 0 {
@@ -214,7 +235,7 @@ func (a *application) load(ctx context.Context) error {
 	if len(submitted) > 0 {
 		q.Queue(sqlLoadSubmissions, uuids(submitted)).Query(a.scanSubmissions)
 	}
-	if err := a.tx.SendBatch(ctx, &q).Close(); err != nil {
+	if err := a.conn.SendBatch(ctx, &q).Close(); err != nil {
 		return err
 	}
 	for _, id := range a.missing() {
@@ -321,7 +342,7 @@ func (a *application) write(ctx context.Context) error {
 		q.Queue(`SELECT pg_notify($1, $2)`, a.db.channel(), joinIDs(chunk))
 	}
 	a.writeLedger(&q)
-	return a.tx.SendBatch(ctx, &q).Close()
+	return a.conn.SendBatch(ctx, &q).Close()
 }
 
 func (a *application) writeLedger(q *pgx.Batch) {

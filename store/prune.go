@@ -113,17 +113,12 @@ func (db *DB) PruneRuns(ctx context.Context, before time.Time) (deleted int64, e
 
 func (db *DB) pruneSomeRuns(ctx context.Context, before time.Time) (deleted int64, more bool, err error) {
 	err = withPgx(ctx, db.applies, func(conn *pgx.Conn) error {
-		tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
-		if err != nil {
+		defer endTransaction(ctx, conn)
+		if _, err := conn.Exec(ctx, sqlBegin); err != nil {
 			return err
 		}
-		defer func() {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-			defer cancel()
-			_ = tx.Rollback(ctx)
-		}()
 		// What was last heard of is not older than what was first.
-		rows, err := tx.Query(ctx, `SELECT id FROM workflows WHERE `+sqlEnded+` AND created_at < $1 ORDER BY created_at, id LIMIT $2`, before, pruneRuns)
+		rows, err := conn.Query(ctx, `SELECT id FROM workflows WHERE `+sqlEnded+` AND created_at < $1 ORDER BY created_at, id LIMIT $2`, before, pruneRuns)
 		if err != nil {
 			return err
 		}
@@ -139,7 +134,7 @@ func (db *DB) pruneSomeRuns(ctx context.Context, before time.Time) (deleted int6
 			ids, err = pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
 			return err
 		})
-		if err := tx.SendBatch(ctx, &q).Close(); err != nil {
+		if err := conn.SendBatch(ctx, &q).Close(); err != nil {
 			return err
 		}
 		q = pgx.Batch{}
@@ -150,10 +145,10 @@ func (db *DB) pruneSomeRuns(ctx context.Context, before time.Time) (deleted int6
 			deleted = tag.RowsAffected()
 			return nil
 		})
-		if err := tx.SendBatch(ctx, &q).Close(); err != nil {
+		if err := conn.SendBatch(ctx, &q).Close(); err != nil {
 			return err
 		}
-		return tx.Commit(ctx)
+		return commit(ctx, conn)
 	})
 	if err != nil {
 		deleted = 0
