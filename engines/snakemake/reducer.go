@@ -587,6 +587,10 @@ func (r *reducer) decided(p *run, m event, to engines.Story) {
 		r.fail(p, j)
 	case final:
 		r.fail(p, j)
+		if m.flag("stopping") && j.exit != nil && *j.exit > 128 {
+			r.ended(p, j, workflow.JobStopped, logs, to) // by the signal that stopped Snakemake
+			return
+		}
 		r.failed(p, j, logs, to)
 	default:
 		r.again(j, to)
@@ -595,8 +599,13 @@ func (r *reducer) decided(p *run, m event, to engines.Story) {
 
 // failed takes that a job has failed for good.
 func (r *reducer) failed(p *run, j *job, logs string, to engines.Story) {
+	r.ended(p, j, workflow.JobFailed, logs, to)
+}
+
+// ended takes that a job has ended, and not well.
+func (r *reducer) ended(p *run, j *job, status workflow.JobStatus, logs string, to engines.Story) {
 	p.drop(j)
-	j.failing, j.status = false, workflow.JobFailed
+	j.failing, j.status = false, status
 	if j.why == "" {
 		j.why = "the job failed"
 	}
@@ -772,13 +781,11 @@ func (r *reducer) End(x engines.Exit, to engines.Story) engines.Ending {
 	}
 	for _, p := range r.order {
 		for _, j := range slices.Clone(p.failing) {
+			status := workflow.JobFailed
 			if x.Stop != nil {
-				p.drop(j)
-				j.failing, j.status = false, workflow.JobStopped
-				to.Job(workflow.JobReport{ID: j.id, Name: j.name, Path: j.path, Attempt: j.attempt, Status: j.status, FinishedAt: j.ended, ExitCode: j.exit, Diagnostics: j.why})
-				continue
+				status = workflow.JobStopped
 			}
-			r.failed(p, j, "", to)
+			r.ended(p, j, status, "", to)
 		}
 		if p.over && !p.success && x.Stop == nil {
 			for _, j := range r.known {

@@ -11,7 +11,8 @@ Messages have the fields that Snakemake gives them. Those of ours:
   level "x_run"       a workflow is about to run its jobs: run, dryrun, snakefile, workdir
   level "x_dag"       its jobs, at first and when there are more: nodes, edges, total
   level "x_finished"  a job has finished, with its outputs: jobid, name, norun
-  level "x_failed"    a job has failed: jobid, name, final (it is not tried again), attempt, logs
+  level "x_failed"    a job has failed: jobid, name, final (it is not tried again), attempt, logs,
+                      stopping (Snakemake was told to end)
   level "x_error"     why a job fails: jobid, msg
   level "x_end"       the scheduler is done: success
   level "x_unpatched" the scheduler is not as expected: error
@@ -328,8 +329,9 @@ class Report:
         self._graph(scheduler)
 
     def _failed(self, scheduler, job, final, attempt):
+        stopping = bool(getattr(scheduler, "_user_kill", None))
         for j in _members(job):
-            self.send(level="x_failed", jobid=j.jobid, name=j.rule.name, final=final, attempt=attempt, logs=_logs(j))
+            self.send(level="x_failed", jobid=j.jobid, name=j.rule.name, final=final, attempt=attempt, stopping=stopping, logs=_logs(j))
 
     def _ended(self, scheduler, success):
         self.send(level="x_end", success=success)

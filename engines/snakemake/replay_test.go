@@ -1,0 +1,225 @@
+package snakemake
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+
+	"waymark/engines"
+	"waymark/engines/enginetest"
+	"waymark/workflow"
+)
+
+const recordings = "../../testdata/engines/snakemake"
+
+var update = flag.Bool("update", false, "write what the recordings tell into their expected.json")
+
+func TestContract(t *testing.T) {
+	enginetest.Contract(t, enginetest.Config{
+		New:        func(id uuid.UUID) engines.Reducer { return newReducer(id) },
+		Recordings: enginetest.Recordings(t, recordings),
+	})
+}
+
+// expected is expected.json.
+type expected struct {
+	Status   string            `json:"status"`
+	Reason   string            `json:"reason,omitempty"`
+	Total    int               `json:"total"`
+	Finished []string          `json:"finished"`
+	Failed   []string          `json:"failed"`
+	Stopped  []string          `json:"stopped,omitempty"`
+	IDs      map[string]string `json:"ids"`
+	Attempts map[string]int    `json:"attempts,omitempty"`
+	Exits    map[string]int    `json:"exit_codes,omitempty"`
+	Mode     any               `json:"mode"`
+}
+
+func summary(told enginetest.Told) expected {
+	e := expected{
+		Status: told.Status.String(), Reason: told.Reason, Total: told.Counts.Total, Mode: told.Specific["mode"],
+		Finished: told.In(workflow.JobFinished), Failed: told.In(workflow.JobFailed), Stopped: told.In(workflow.JobStopped),
+		IDs: make(map[string]string), Attempts: make(map[string]int), Exits: make(map[string]int),
+	}
+	for _, j := range told.Jobs {
+		e.IDs[j.Name] = j.ID
+		if j.Attempt > 1 {
+			e.Attempts[j.Name] = j.Attempt
+		}
+		if j.ExitCode > 0 {
+			e.Exits[j.Name] = j.ExitCode
+		}
+	}
+	return e
+}
+
+func compare(t *testing.T, file string, told enginetest.Told) {
+	t.Helper()
+	got, err := json.MarshalIndent(summary(told), "", " ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got = append(got, '\n')
+	if *update {
+		if err := os.WriteFile(file, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), string(got)); diff != "" {
+		t.Errorf("%s (-want +got):\n%s", file, diff)
+	}
+}
+
+func TestRecordings(t *testing.T) {
+	for _, path := range enginetest.Recordings(t, recordings) {
+		t.Run(strings.TrimPrefix(path, recordings+"/"), func(t *testing.T) {
+			r := enginetest.Read(t, path)
+			compare(t, filepath.Join(path, "expected.json"), enginetest.Tell(NewReducer(enginetest.WorkflowID), r.Events, r.Exit))
+		})
+	}
+}
+
+// TestGraph has the graph of a checkpoint's run: what each job needs.
+func TestGraph(t *testing.T) {
+	r := enginetest.Read(t, filepath.Join(recordings, "hook/nasty"))
+	told := enginetest.Tell(NewReducer(enginetest.WorkflowID), r.Events, r.Exit)
+	graph, _ := told.Specific["dag"].(map[string]any)
+	nodes, _ := graph["nodes"].([]any)
+	names := make(map[string]string)
+	var norun int
+	for _, n := range nodes {
+		node := n.(map[string]any)
+		names[node["id"].(string)] = node["metadata"].(map[string]any)["name"].(string)
+		if node["norun"] == true {
+			norun++
+			if node["jobid"] != nil {
+				t.Errorf("a node that runs nothing has a job: %v", node)
+			}
+		}
+	}
+	var edges []string
+	for _, e := range graph["edges"].([]any) {
+		pair := e.([]any)
+		edges = append(edges, names[pair[0].(string)]+" > "+names[pair[1].(string)])
+	}
+	slices.Sort(edges)
+	want := []string{
+		"broken > all", "broken > never", "flaky > all", "late:n=1,a=2 > all", "late:n=x y > all", "liar > all",
+		"ok > all", "ok > late:n=1,a=2", "ok > late:n=x y", "raises > all", "scripted > all",
+	}
+	if diff := cmp.Diff(want, edges); diff != "" || norun != 1 {
+		t.Errorf("%d nodes run nothing, want 1; the edges (-want +got):\n%s", norun, diff)
+	}
+}
+
+func tell(code int, lines ...string) enginetest.Told {
+	return tellLines(lines, code)
+}
+
+// TestSubworkflow has two workflows with jobs of the same names in one run.
+func TestSubworkflow(t *testing.T) {
+	told := tell(0,
+		`{"level":"x_run","pid":1,"run":1,"snakefile":"/w/sub/Snakefile","workdir":"/w/sub"}`,
+		`{"level":"x_dag","pid":1,"run":1,"nodes":[{"jobid":0,"name":"all","norun":true},{"jobid":1,"name":"make"}],"edges":[[1,0]],"total":2}`,
+		`{"level":"job_info","pid":1,"run":1,"jobid":1,"name":"make"}`,
+		`{"level":"x_finished","pid":1,"run":1,"jobid":1}`,
+		`{"level":"x_run","pid":1,"run":2,"snakefile":"/w/Snakefile","workdir":"/w"}`,
+		`{"level":"x_dag","pid":1,"run":2,"nodes":[{"jobid":0,"name":"all","norun":true},{"jobid":1,"name":"make"}],"edges":[[1,0]],"total":2}`,
+		`{"level":"job_info","pid":1,"run":2,"jobid":1,"name":"make"}`,
+		`{"level":"x_finished","pid":1,"run":2,"jobid":1}`,
+	)
+	var names []string
+	for _, j := range told.Jobs {
+		names = append(names, j.Path+"|"+j.Name)
+	}
+	if diff := cmp.Diff([]string{"w|w/make", "|make"}, slices.Sorted(slices.Values(names))); diff != "" || told.Counts.Finished != 2 || told.Counts.Total != 2 {
+		t.Errorf("the counts are %+v, the jobs (-want +got):\n%s", told.Counts, diff)
+	}
+}
+
+// TestHostileEvents has fields of wrong kinds, huge and negative numbers.
+func TestHostileEvents(t *testing.T) {
+	told := tell(0,
+		`{"level":"x_dag","nodes":[{"jobid":-1,"name":"a"},{"jobid":1e300,"name":"b"},{"jobid":1,"name":7},5,null],"edges":[[1],[1,"x"],[{},{}],7],"total":-4}`,
+		`{"level":"progress","total":1e18,"done":-1}`,
+		`{"level":"run_info","stats":{"total":-5},"msg":"total 99999999999999999999"}`,
+		`{"level":"job_info","jobid":3,"name":"c","wildcards":{"x":null,"y":[1],"z":{"a":1}},"log":7}`,
+		`{"level":"x_failed","jobid":3,"final":"yes","logs":[1]}`,
+		`{"level":"x_failed","jobid":3,"final":true,"logs":"a\u0000b\ud800"}`,
+		`{"level":"group_error","job_error_info":[{"jobid":9,"name":"d"},7]}`,
+		`{"level":"error","msg":"Command '' returned non-zero exit status 99999999999999."}`,
+		`{"waymark":[]}`, `{"level":"x_run","pid":{}}`, `7`, `{`, ``,
+	)
+	if told.Broken != "" || told.Counts.Failed != 2 {
+		t.Errorf("it broke with %q, and counts %+v", told.Broken, told.Counts)
+	}
+	if told.Specific["unreadable_events"] != float64(3) {
+		t.Errorf("%v events were unreadable, want 3", told.Specific["unreadable_events"])
+	}
+	if j, _ := told.Job("c:y=[1],z=map[a:1]"); j.Status != workflow.JobFailed || !strings.HasPrefix(j.Logs, "a\uFFFDb") {
+		t.Errorf("the job is %+v", j)
+	}
+}
+
+func TestRunsNothing(t *testing.T) {
+	for line, want := range map[string]bool{
+		"snakemake":                                      false,
+		"snakemake -j4 -p all":                           false,
+		"snakemake -n":                                   true,
+		"/opt/bin/snakemake -np":                         true,
+		"snakemake -j4 --dry-run":                        true,
+		"snakemake -j4n":                                 false,
+		"snakemake -j 4 --config -n":                     false,
+		"snakemake --summary":                            true,
+		"snakemake --report=out.html":                    true,
+		"snakemake --report out.html --report-after-run": false,
+		"snakemake --unlock":                             true,
+		"snakemake --touch":                              false,
+		"snakemake -j1 -- -n":                            false,
+		"snakemake --dag":                                true,
+		"python3 -W error -m snakemake --version":        true,
+		"python3 -m snakemake -c1":                       false,
+		"conda run -n snakemake snakemake -j1":           false,
+		"conda run -n snakemake snakemake -n":            true,
+		"env A=b snakemake --help":                       true,
+		"make -n":                                        false,
+		"sh -c|snakemake -n":                             true,
+		"sh -c|snakemake -n; snakemake":                  false,
+		"bash -ec|exec snakemake -l":                     true,
+		"sh -c":                                          false,
+		"sh":                                             false,
+	} {
+		args := strings.Fields(line)
+		if command, script, ok := strings.Cut(line, "|"); ok {
+			args = append(strings.Fields(command), script)
+		}
+		if got := runsNothing(args); got != want {
+			t.Errorf("%q runs nothing: %v, want %v", args, got, want)
+		}
+	}
+}
+
+func TestStableName(t *testing.T) {
+	words := map[string]string{"b": "2", "a": "x/y"}
+	if got := stableName("fit", words); got != "fit:a=x/y,b=2" {
+		t.Errorf("the name is %q", got)
+	}
+	maps.DeleteFunc(words, func(string, string) bool { return true })
+	if got := stableName("fit", words); got != "fit" {
+		t.Errorf("the name is %q", got)
+	}
+}
