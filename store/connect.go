@@ -32,10 +32,6 @@ const passwordFile = "password_file"
 //
 // Errors repeat nothing of the URL, which may hold a password.
 func ParseURL(raw string) (*pgx.ConnConfig, error) {
-	config, err := pgx.ParseConfig(raw)
-	if err != nil {
-		return nil, parseError(err)
-	}
 	given, err := parametersOf(raw)
 	if err != nil {
 		return nil, err
@@ -46,17 +42,15 @@ func ParseURL(raw string) (*pgx.ConnConfig, error) {
 	}
 	_, hasCA := given["sslrootcert"]
 	_, hasCert := given["sslcert"]
-	switch mode {
-	case "":
-		if hasCA || (!local(config) && preferred(config)) {
-			if config, err = pgx.ParseConfig(with(raw, "sslmode", "verify-full")); err != nil {
-				return nil, parseError(err)
-			}
-		}
-	case "disable", "allow", "prefer":
-		if hasCA || (hasCert && mode == "disable") {
-			return nil, fmt.Errorf("there are TLS settings, but sslmode=%s, which does not verify the server: use sslmode=verify-full, or remove the settings", mode)
-		}
+	if (hasCA && (mode == "disable" || mode == "allow" || mode == "prefer")) || (hasCert && mode == "disable") {
+		return nil, fmt.Errorf("there are TLS settings, but sslmode=%s, which does not verify the server: use sslmode=verify-full, or remove the settings", mode)
+	}
+	config, err := pgx.ParseConfig(raw)
+	if err == nil && mode == "" && (hasCA || (!local(config) && preferred(config))) {
+		config, err = pgx.ParseConfig(with(raw, "sslmode", "verify-full"))
+	}
+	if err != nil {
+		return nil, parseError(err)
 	}
 	if name, ok := config.RuntimeParams[passwordFile]; ok {
 		delete(config.RuntimeParams, passwordFile)
