@@ -143,6 +143,7 @@ type job struct {
 }
 
 type ending struct {
+	left   bool // by this Reporter: the run has not ended
 	status workflow.Status
 	logs   string
 	at     time.Time
@@ -363,12 +364,24 @@ func (r *Reporter) now() time.Time {
 // Finish returns in time even if the publisher never does; its goroutine then
 // ends when the publisher returns.
 func (r *Reporter) Finish(ctx context.Context, status workflow.Status, logs string) Report {
-	if r.cfg.Publisher == nil {
-		return Report{}
-	}
 	patience := r.cfg.FinalTimeout / 2
 	if r.spools() {
 		patience = min(patience, spoolPatience)
+	}
+	return r.finish(ctx, &ending{status: status, logs: Text(logs)}, patience)
+}
+
+// Leave ends the Reporter and leaves the run as it is: whoever goes on telling
+// of it will say how it ends, or nobody. It waits until all that is unsent is at
+// the broker, FinalTimeout is over or ctx ends.
+func (r *Reporter) Leave(ctx context.Context) Report {
+	return r.finish(ctx, &ending{left: true}, r.cfg.FinalTimeout)
+}
+
+// finish is Finish and Leave. patience is for all but the end itself.
+func (r *Reporter) finish(ctx context.Context, final *ending, patience time.Duration) Report {
+	if r.cfg.Publisher == nil {
+		return Report{}
 	}
 	details, cancelDetails := context.WithTimeout(ctx, patience)
 	defer cancelDetails()
@@ -377,7 +390,8 @@ func (r *Reporter) Finish(ctx context.Context, status workflow.Status, logs stri
 
 	r.mu.Lock()
 	if r.final == nil {
-		r.final = &ending{status: status, logs: Text(logs), at: r.now(), details: details, deadline: deadline}
+		final.at, final.details, final.deadline = r.now(), details, deadline
+		r.final = final
 		close(r.finishing)
 	}
 	r.mu.Unlock()
@@ -403,7 +417,7 @@ func (r *Reporter) Finish(ctx context.Context, status workflow.Status, logs stri
 	select {
 	case <-r.done:
 	default: // the publisher hangs, and so the end was not even tried
-		if report.Terminal == nil {
+		if report.Terminal == nil && !r.final.left {
 			report.Terminal, _ = r.terminal(true)
 			report.Published++
 			report.Unsent++
@@ -509,7 +523,7 @@ func (r *Reporter) rest(d time.Duration) bool {
 // broker would not take before.
 func (r *Reporter) runEnd() {
 	retry := newBackOff()
-	for more := true; more && !r.fitsTerminal(); {
+	for more := true; more && (r.final.left || !r.fitsTerminal()); {
 		// A publisher that spools keeps what comes late, if it can.
 		late := r.final.details.Err() != nil
 		if late && !r.spools() {
@@ -524,6 +538,9 @@ func (r *Reporter) runEnd() {
 		}
 	}
 
+	if r.final.left {
+		return
+	}
 	retry.Reset()
 	message, carried := r.takeTerminal()
 	for {
