@@ -19,7 +19,10 @@ import (
 	"github.com/spf13/pflag"
 
 	"waymark/engines"
+	"waymark/engines/cwl"
 	"waymark/engines/script"
+	"waymark/engines/snakemake"
+	"waymark/engines/yadage"
 	"waymark/workflow"
 )
 
@@ -35,6 +38,34 @@ type watchedEngine struct {
 
 // watchedEngines are all of them but serial, which Waymark runs itself.
 var watchedEngines = []watchedEngine{
+	{
+		name: "snakemake", adapter: snakemake.Adapter{}, reducer: snakemake.NewReducer, programs: []string{"snakemake"},
+		short: "Run Snakemake and report its jobs",
+		long: `Run Snakemake 7, 8 or 9 and report its jobs, through a handler that it loads by
+its own profile; profiles and handlers of yours still work. Dry runs and queries
+report nothing.`,
+		example: "  waymark run snakemake -- snakemake -j4\n  waymark run snakemake --name fit --record rec -- snakemake -j4 --keep-going",
+	},
+	{
+		name: "cwl", adapter: cwl.Adapter{}, reducer: cwl.NewReducer, programs: []string{"cwltool", "cwl-runner"},
+		short: "Run cwltool and report its jobs",
+		long: `Run a CWL workflow with cwltool and report its jobs, through a hook in its
+logger. The text of standard error is read instead where Python does not load the
+hook; engine_specific says so.`,
+		example: "  waymark run cwl -- cwltool --parallel analysis.cwl analysis.yml",
+	},
+	{
+		name: "toil", adapter: cwl.Toil{}, reducer: cwl.NewReducer, programs: []string{"toil-cwl-runner"},
+		short:   "Run a CWL workflow with Toil and report its jobs",
+		long:    "Run a CWL workflow with toil-cwl-runner and report its jobs, by the message bus\nof its leader: the option --writeMessages is added, unless it is there.",
+		example: "  waymark run toil -- toil-cwl-runner analysis.cwl analysis.yml",
+	},
+	{
+		name: yadage.Engine, adapter: yadage.Adapter{}, reducer: yadage.NewReducer, programs: []string{"yadage-run", "yadage.steering"},
+		short:   "Run Yadage and report its jobs",
+		long:    "Run Yadage and report its jobs, through the tracker that it loads from its\nenvironment; a tracker of yours still works.",
+		example: "  waymark run yadage -- yadage-run work workflow.yml -b multiproc:4",
+	},
 	{
 		name: script.Engine, adapter: script.Adapter{}, reducer: script.NewReducer,
 		short: "Run any program, which reports its jobs itself",
@@ -53,7 +84,7 @@ func (a *app) runCommand() *cobra.Command {
 		Long: `Run a workflow on this machine and report what it does. Each engine has a
 subcommand. Except for serial, which is Waymark's own, the engine's command line
 follows after --, just as it would be typed without Waymark.`,
-		Example: "  waymark run serial -f reana.yaml\n  waymark run script -- ./analysis.sh",
+		Example: "  waymark run serial -f reana.yaml\n  waymark run snakemake -- snakemake -j4\n  waymark run script -- ./analysis.sh",
 		RunE:    group,
 	}
 	cmd.AddCommand(a.runSerialCommand())

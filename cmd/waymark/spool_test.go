@@ -27,6 +27,20 @@ type relay struct {
 
 	listener net.Listener
 	wg       sync.WaitGroup
+
+	mu   sync.Mutex
+	open []net.Conn
+}
+
+// off cuts all connections and lets none through.
+func (r *relay) off() {
+	r.listener.Close()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, c := range r.open {
+		c.Close()
+	}
+	r.open = nil
 }
 
 // newRelay returns a relay that is off, and the URL that leads through it.
@@ -68,6 +82,9 @@ func (r *relay) on() {
 					return
 				}
 				defer b.Close()
+				r.mu.Lock()
+				r.open = append(r.open, a, b)
+				r.mu.Unlock()
 				r.wg.Go(func() { io.Copy(b, a); b.Close() })
 				io.Copy(a, b)
 			})
