@@ -20,7 +20,7 @@ import (
 )
 
 // patience is how long anything may take before it counts as hanging.
-const patience = 90 * time.Second
+const patience = 3 * time.Minute
 
 // built is where the programs are, made once for the whole suite, with the
 // crash points.

@@ -20,7 +20,8 @@ var promises = map[string][]string{
 	"`waymark serve` is killed":                                   {"^consumer, kill -9"},
 	"a consumer is cut off from the broker and does not know yet": {"^consumer, partitioned"},
 	"a machine vanishes in the middle of a transaction":           {"^consumer, its machine vanishes"},
-	"a message cannot be read or fails the schema":                {"malformed"},
+	"a message cannot be read or fails the schema":                {"^publisher, three thousand malformed"},
+	"messages are huge":                                           {"^publisher, huge messages"},
 	"the database refuses one message's data":                     {"while a refused batch is split"},
 	"messages come twice, late, or out of order":                  {"^consumer, frozen until another has its messages", "several faults at once"},
 	"the broker is away while a workflow runs, even for all of it": {

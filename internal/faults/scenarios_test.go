@@ -129,6 +129,9 @@ func scenarios() (all []scenario) {
 	}
 	add(scenario{"publisher", "the queue is deleted", "before it publishes", false, false, queueDeleted, nil})
 
+	add(scenario{"publisher", "three thousand malformed messages in a row", "before the good ones", false, false, func(w *site) { w.crowd(3000, 0) }, nil})
+	add(scenario{"publisher", "huge messages", "among the others", false, false, func(w *site) { w.crowd(24, 2<<20) }, nil})
+
 	// The migration.
 	add(scenario{"migration", "kill -9", "in the middle", false, false, func(w *site) { w.migrateInterrupted(kill) }, nil})
 	add(scenario{"migration", "pg_terminate_backend", "in the middle", false, false, func(w *site) {
@@ -449,6 +452,29 @@ func queueDeleted(w *site) {
 	w.deleteQueue(w.status)
 	w.mended = time.Now()
 	w.awaitPublished(w.publisher(nil), nil)
+}
+
+// crowd puts messages that cannot be read into the queue: before all others, or
+// among them if they are huge.
+func (w *site) crowd(n, size int) {
+	w.settings = append(w.settings, "WAYMARK_CONSUMER_MAX_MESSAGE_BYTES=1000000", "WAYMARK_CONSUMER_MAX_HELD_BYTES=16777216")
+	more := make([]message, n)
+	for i := range more {
+		more[i] = message{id: named("crowd %d", i).String(), dead: true, body: append(fmt.Appendf(nil, "no JSON, %d ", i), make([]byte, size)...)}
+	}
+	all := w.trace.without(func(*message) bool { return false })
+	if size == 0 {
+		all.messages = append(more, all.messages...)
+	} else {
+		for i, m := range more {
+			all.messages = slices.Insert(all.messages, (i+1)*len(w.trace.messages)/(n+1), m)
+		}
+	}
+	all.count()
+	w.trace = all
+	w.backlog()
+	w.mended = time.Now()
+	w.serve()
 }
 
 // unacked says whether consumers of the site hold messages.
