@@ -38,6 +38,7 @@ type live struct {
 	args []string
 	env  []string // added
 	run  *enginetest.Run
+	runs int
 
 	stdout, stderr string
 }
@@ -74,7 +75,8 @@ func (l *live) watch(ctx context.Context) engines.Outcome {
 	defer null.Close()
 	record := os.Getenv("CWL_TEST_RECORD") // a folder to make recordings in
 	if record != "" {
-		record = filepath.Join(record, strings.ReplaceAll(l.t.Name(), "/", "-"))
+		l.runs++
+		record = filepath.Join(record, fmt.Sprintf("%s-%d", strings.ReplaceAll(l.t.Name(), "/", "-"), l.runs))
 	}
 	var log bytes.Buffer
 	out, err := engines.Supervise(ctx, engines.Supervision{
@@ -307,7 +309,12 @@ steps:
   step:
     run:
       class: CommandLineTool
-      baseCommand: [sh, -c, 'until test -e `+l.dir+`/go; do sleep 0.1; done; printf "INFO [job other] completed success\n no newline" >&2; echo "it'"'"'s"']
+      baseCommand: [sh, -c]
+      arguments:
+        - |
+          until test -e `+l.dir+`/go; do sleep 0.1; done
+          printf 'INFO [job other] completed success\n no newline' >&2
+          echo "it's"
       inputs: {i: int}
       stdout: o.txt
       outputs: {}
@@ -343,7 +350,7 @@ func TestSignals(t *testing.T) {
 			if c := out.Counts; out.Status != workflow.StatusStopped || out.ExitCode == 0 || c.Finished+c.Running != 0 || c.Stopped+c.Failed != 1 || c.Total != 2 {
 				t.Errorf("the run is %v with %d, %+v; want it stopped, with the job that ran", out.Status, out.ExitCode, c)
 			}
-			if !strings.Contains(out.Reason, engines.SignalName(signal)) && !strings.Contains(out.Reason, "sleep") {
+			if out.Reason != "stopped by "+engines.SignalName(signal) {
 				t.Errorf("the reason is %q", out.Reason)
 			}
 		})

@@ -603,11 +603,15 @@ func (r *reducer) End(x engines.Exit, to engines.Story) engines.Ending {
 	if !r.hooked {
 		r.text.flush(func(rec record) { r.record(r.engine(0), &rec, to) })
 	}
-	ending := engines.Ending{Reason: r.reason()}
+	var ending engines.Ending
 	if r.bus.seen() {
-		if reason := r.bus.end(to); reason != "" {
-			ending.Reason = reason
-		}
+		ending.Reason = r.bus.end(to)
+	}
+	if ending.Reason == "" {
+		ending.Reason = r.reason()
+	}
+	if x.Stop != nil || x.Code > 128 {
+		ending.Reason = "" // what cwltool said before is not why it ended
 	}
 	good, bad, jobs := 0, 0, 0
 	for _, p := range r.order {
