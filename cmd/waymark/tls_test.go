@@ -306,6 +306,30 @@ func TestTLS(t *testing.T) {
 		}
 	})
 
+	restart := func(t *testing.T) {
+		t.Helper()
+		var restarts errgroup.Group
+		restarts.Go(func() error { return s.stack.RabbitMQ().Restart(t.Context()) })
+		restarts.Go(func() error { return s.stack.Postgres().Restart(t.Context()) })
+		if err := restarts.Wait(); err != nil {
+			t.Fatalf("restarting the servers with other certificates: %v", err)
+		}
+	}
+
+	t.Run("expired", func(t *testing.T) {
+		old := first.issue(t, "server", time.Now().Add(-time.Hour), "localhost")
+		s.tls.Certificate, s.tls.Key = old.certificate, old.key
+		restart(t)
+		for _, args := range [][]string{{"migrate"}, {"publish", "status"}} {
+			got := s.environment.runWith(t.Context(), oneStatus, args...).want(t, exitUnreachable)
+			if !strings.Contains(got.stderr, "does not verify: it is valid from ") || !strings.Contains(got.stderr, "renew it") {
+				t.Errorf("waymark %q of an expired certificate: %s", args, got.stderr)
+			}
+		}
+		s.trust(t, first)
+		restart(t)
+	})
+
 	t.Run("end to end", func(t *testing.T) {
 		server := s.start(t, "serve")
 		awaitReady(t, server.url(t), http.StatusOK)
@@ -317,12 +341,7 @@ func TestTLS(t *testing.T) {
 		second := newAuthority(t, "second")
 		s.trust(t, second)
 		ctx := t.Context()
-		var restarts errgroup.Group
-		restarts.Go(func() error { return s.stack.RabbitMQ().Restart(ctx) })
-		restarts.Go(func() error { return s.stack.Postgres().Restart(ctx) })
-		if err := restarts.Wait(); err != nil {
-			t.Fatalf("restarting the servers with other certificates: %v", err)
-		}
+		restart(t)
 		s.write(t, "broker-password", []byte("another-1"))
 		s.write(t, "database-password", []byte("another-2"))
 		if _, err := s.stack.RabbitMQ().Ctl(ctx, "change_password", "waymark", "another-1"); err != nil {
