@@ -9,6 +9,7 @@
 //
 //	go test ./internal/faults             the few that tell most
 //	deploy/faults                         all of them, with a report
+//	deploy/faults --chaos 5m              load and everything at once, at random
 //
 // Moments that no signal hits are named crash points (package crashpoint),
 // where a process dies, or stands still while something is done to a server.

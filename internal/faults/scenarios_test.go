@@ -175,7 +175,7 @@ func scenarios() (all []scenario) {
 	for seed := range uint64(3) {
 		add(scenario{"all", "one thing after the other, at random", fmt.Sprintf("for 8 s, seed %d", seed), false, false, func(w *site) { w.storm(seed) }, nil})
 	}
-	for i, lasts := range []time.Duration{20 * time.Second, 30 * time.Second} {
+	for i, lasts := range []time.Duration{15 * time.Second, 30 * time.Second} {
 		c := &chaos{seed: uint64(i + 1), lasts: lasts, servers: i == 1}
 		words := map[bool]string{false: "processes and connections", true: "processes, connections and servers"}[c.servers]
 		add(scenario{"all", "load, malformed bodies, several faults at once: " + words, fmt.Sprintf("for %v, seed %d", c.lasts, c.seed), i == 0, c.servers, c.run, c.settle})
