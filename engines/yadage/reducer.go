@@ -250,15 +250,12 @@ func (k *known) stableName() string {
 
 // title is the name of a job for people.
 func (k *known) title() string {
-	if k.Name != "" {
-		return k.Name
-	}
-	return fmt.Sprintf("%s[%d]", k.Stage, k.Index)
+	return clip(cmp.Or(strings.TrimSpace(k.Name), fmt.Sprintf("%s[%d]", k.Stage, k.Index)), maxTitle)
 }
 
 // path is where the job stands: sub-workflows and stage.
 func (k *known) path() string {
-	return strings.TrimPrefix(path.Join("/", k.Offset, k.Stage), "/")
+	return clip(strings.TrimPrefix(path.Join("/", k.Offset, k.Stage), "/"), maxPath)
 }
 
 // End judges the run: what Yadage could not begin did not finish.
@@ -359,6 +356,19 @@ func seconds(s float64) time.Time {
 		return time.Time{}
 	}
 	return time.UnixMicro(int64(s * 1e6)).UTC()
+}
+
+// maxTitle and maxPath bound names, in bytes.
+const (
+	maxTitle = 1000
+	maxPath  = 4000
+)
+
+func clip(s string, n int) string {
+	if len(s) > n {
+		return strings.ToValidUTF8(s[:n], "") + "…"
+	}
+	return s
 }
 
 // maxCommand is how long a command may be, in bytes.
