@@ -332,6 +332,7 @@ func (a *application) repeats(digest uuid.UUID) bool {
 func (a *application) write(ctx context.Context) error {
 	var q pgx.Batch
 	a.writeJobs(&q)
+	a.lockNames(&q)
 	touched := a.writeRuns(&q)
 	a.writeSubmissions(&q)
 	a.writeDocuments(&q)
@@ -401,7 +402,7 @@ func (a *application) writeJobs(q *pgx.Batch) {
 
 // writeRuns returns the ids of the runs that readers should look at again.
 func (a *application) writeRuns(q *pgx.Batch) (touched []uuid.UUID) {
-	fresh, known := newRunColumns(0), newRunColumns(len(a.order))
+	fresh, known := &freshColumns{runColumns: newRunColumns(0)}, newRunColumns(len(a.order))
 	for _, id := range a.order {
 		s := a.states[id]
 		if s == nil {
@@ -418,7 +419,7 @@ func (a *application) writeRuns(q *pgx.Batch) (touched []uuid.UUID) {
 		}
 	}
 	if len(fresh.id) > 0 {
-		q.Queue(sqlInsertRuns, append(fresh.args(), a.now)...)
+		q.Queue(sqlInsertRuns, fresh.args(a.now)...)
 	}
 	if len(known.id) > 0 {
 		q.Queue(sqlUpdateRuns, append(known.args(), a.now)...)
@@ -426,48 +427,57 @@ func (a *application) writeRuns(q *pgx.Batch) (touched []uuid.UUID) {
 	return touched
 }
 
-func (a *application) writeSubmissions(q *pgx.Batch) {
-	var ids []uuid.UUID
-	var searched []string
-	named := make(map[string]struct{})
+// submitted calls fn for each run of which the batch brings the submission.
+func (a *application) submitted(fn func(s *runState, sub *workflow.Submission)) {
 	for _, id := range a.order {
-		s := a.states[id]
-		if s == nil || !s.SubmissionChanged {
-			continue
+		if s := a.states[id]; s != nil && s.SubmissionChanged {
+			fn(s, s.Run.Submission)
 		}
-		sub := s.Run.Submission
-		ids = append(ids, id)
-		labels := sub.Labels
-		if labels == nil {
-			labels = map[string]string{}
+	}
+}
+
+// lockNames locks the names that submissions bring: runs of one owner and name
+// are numbered one after the other. The locks come after those of all runs, in
+// one order, so nobody waits in a circle.
+func (a *application) lockNames(q *pgx.Batch) {
+	var names []string
+	a.submitted(func(_ *runState, sub *workflow.Submission) {
+		if name := sub.DisplayName(); name != "" {
+			names = append(names, sub.User+"/"+name)
 		}
+	})
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		q.Queue(`SELECT pg_advisory_xact_lock(hashtextextended($1, 0))`, a.db.cfg.Schema+" "+name)
+	}
+}
+
+func (a *application) writeSubmissions(q *pgx.Batch) {
+	var known []uuid.UUID // with a row before this batch
+	var names []string
+	a.submitted(func(s *runState, sub *workflow.Submission) {
+		id, name, labels := s.Run.ID, sub.DisplayName(), labelsOf(sub)
 		args := []any{id, max(sub.Attempt, 1), sub.RetryCount, sub.EventTime, sub.Priority, sub.MinJobMemory, sub.User, sub.Workflow, sub.Name,
 			sub.Engine, labels, document(sub.Parameters), document(sub.Specification)}
 		q.Queue(sqlUpsertSubmission, args...)
+		if name != "" {
+			names = append(names, name)
+		}
+		if s.fresh {
+			return // its row has it all
+		}
+		known = append(known, id)
 		q.Queue(`UPDATE workflows SET owner = $2, name = $3, priority = $4, labels = $5, submitted_at = $6,
 			run_number = CASE WHEN owner = $2 AND name = $3 THEN run_number ELSE 0 END WHERE id = $1`,
-			id, sub.User, sub.DisplayName(), sub.Priority, labels, sub.EventTime)
-		if name := sub.DisplayName(); name != "" {
-			named[sub.User+"\x00"+name] = struct{}{}
-			searched = append(searched, name)
-		}
+			id, sub.User, name, sub.Priority, labels, sub.EventTime)
+	})
+	if len(known) > 0 {
+		q.Queue(sqlNumberRuns, uuids(known))
 	}
-	if len(named) == 0 {
-		return
+	if len(names) > 0 {
+		slices.Sort(names)
+		q.Queue(`INSERT INTO run_names (name) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING`, slices.Compact(names))
 	}
-	// Runs of one owner and name are numbered one after the other. The locks
-	// come after those of all rows, in one order, so nobody waits in a circle.
-	names := make([]string, 0, len(named))
-	for name := range named {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
-		q.Queue(`SELECT pg_advisory_xact_lock(hashtextextended($1, 0))`, a.db.cfg.Schema+" "+strings.ReplaceAll(name, "\x00", "/"))
-	}
-	q.Queue(sqlNumberRuns, uuids(ids))
-	slices.Sort(searched)
-	q.Queue(`INSERT INTO run_names (name) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING`, slices.Compact(searched))
 }
 
 func (a *application) writeDocuments(q *pgx.Batch) {

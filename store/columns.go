@@ -61,20 +61,23 @@ func (a *application) scanRuns(rows pgx.Rows) error {
 // A run's row is written once a batch, and a new one in the form in which it is
 // to stay: a change of what is indexed costs an entry in every index.
 const (
-	runsOfUnnest = `unnest($1::uuid[], $2::integer[], $3::integer[], $4::integer[], $5::integer[], $6::integer[], $7::integer[], $8::integer[], $9::integer[],
+	runParameters = `$1::uuid[], $2::integer[], $3::integer[], $4::integer[], $5::integer[], $6::integer[], $7::integer[], $8::integer[], $9::integer[],
             $10::integer[], $11::smallint[], $12::timestamptz[], $13::timestamptz[], $14::timestamptz[], $15::timestamptz[], $16::timestamptz[],
-            $17::timestamptz[], $18::timestamptz[], $19::timestamptz[], $20::timestamptz[], $21::timestamptz[], $22::text[], $23::text[], $24::bigint[])
-     AS u(id, attempt, planned, jobs_created, jobs_queued, jobs_running, jobs_finished, jobs_failed, jobs_stopped, jobs_cached, status,
+            $17::timestamptz[], $18::timestamptz[], $19::timestamptz[], $20::timestamptz[], $21::timestamptz[], $22::text[], $23::text[], $24::bigint[]`
+	runNames = `id, attempt, planned, jobs_created, jobs_queued, jobs_running, jobs_finished, jobs_failed, jobs_stopped, jobs_cached, status,
           at_created, at_running, at_finished, at_failed, at_deleted, at_stopped, at_queued, at_pending,
-          specified_at, last_event_at, engine, claims, log_bytes)`
+          specified_at, last_event_at, engine, claims, log_bytes`
 	sqlInsertRuns = `
 INSERT INTO workflows (created_at, updated_at, id, attempt, planned, jobs_created, jobs_queued, jobs_running, jobs_finished, jobs_failed, jobs_stopped,
     jobs_cached, status, at_created, at_running, at_finished, at_failed, at_deleted, at_stopped, at_queued, at_pending,
-    specified_at, last_event_at, engine, claims, log_bytes)
+    specified_at, last_event_at, engine, claims, log_bytes, owner, name, priority, labels, submitted_at, run_number)
 SELECT $25, $25, id, attempt, planned, jobs_created, jobs_queued, jobs_running, jobs_finished, jobs_failed, jobs_stopped,
     jobs_cached, status, at_created, at_running, at_finished, at_failed, at_deleted, at_stopped, at_queued, at_pending,
-    specified_at, last_event_at, engine, claims::jsonb, log_bytes
-FROM ` + runsOfUnnest
+    specified_at, last_event_at, engine, claims::jsonb, log_bytes, owner, name, priority, labels::jsonb, submitted_at,
+    CASE WHEN name = '' THEN 0 ELSE row_number() OVER (PARTITION BY owner, name ORDER BY submitted_at, id) +
+        (SELECT coalesce(max(x.run_number), 0) FROM workflows AS x WHERE x.owner = u.owner AND x.name = u.name AND x.run_number > 0) END
+FROM unnest(` + runParameters + `, $26::text[], $27::text[], $28::integer[], $29::text[], $30::timestamptz[])
+     AS u(` + runNames + `, owner, name, priority, labels, submitted_at)`
 	sqlUpdateRuns = `
 UPDATE workflows AS w SET
     updated_at = $25, revision = w.revision + 1,
@@ -83,12 +86,11 @@ UPDATE workflows AS w SET
     at_created = u.at_created, at_running = u.at_running, at_finished = u.at_finished, at_failed = u.at_failed,
     at_deleted = u.at_deleted, at_stopped = u.at_stopped, at_queued = u.at_queued, at_pending = u.at_pending,
     specified_at = u.specified_at, last_event_at = u.last_event_at, engine = u.engine, claims = u.claims::jsonb, log_bytes = u.log_bytes
-FROM ` + runsOfUnnest + `
+FROM unnest(` + runParameters + `) AS u(` + runNames + `)
 WHERE w.id = u.id`
 )
 
-// runColumns are the parameters of sqlInsertRuns and sqlUpdateRuns but the last,
-// the time.
+// runColumns are the parameters of sqlUpdateRuns but the last, the time.
 type runColumns struct {
 	id                                                          uuidArray
 	attempt, planned                                            []int32
@@ -134,6 +136,43 @@ func (c *runColumns) add(s *runState) {
 func (c *runColumns) args() []any {
 	return []any{c.id, c.attempt, c.planned, c.created, c.queued, c.running, c.finished, c.failed, c.stopped, c.cached, c.status,
 		c.at[0], c.at[1], c.at[2], c.at[3], c.at[4], c.at[5], c.at[6], c.at[7], c.specifiedAt, c.lastEventAt, c.engine, c.claims, c.logBytes}
+}
+
+// freshColumns are the parameters of sqlInsertRuns but the time, which stands
+// between those of runColumns and the others: what submissions say.
+type freshColumns struct {
+	*runColumns
+	owner, name []string
+	priority    []int32
+	labels      []string
+	submittedAt timeArray
+}
+
+func (c *freshColumns) add(s *runState) {
+	c.runColumns.add(s)
+	sub := s.Run.Submission
+	if sub == nil {
+		sub = new(workflow.Submission)
+	}
+	c.owner, c.name = append(c.owner, sub.User), append(c.name, sub.DisplayName())
+	c.priority, c.labels = append(c.priority, int32(sub.Priority)), append(c.labels, labelsOf(sub))
+	c.submittedAt = append(c.submittedAt, nullable(sub.EventTime))
+}
+
+func (c *freshColumns) args(now time.Time) []any {
+	return append(c.runColumns.args(), now, c.owner, c.name, c.priority, c.labels, c.submittedAt)
+}
+
+// labelsOf are the labels of a submission as JSON.
+func labelsOf(sub *workflow.Submission) string {
+	if len(sub.Labels) == 0 {
+		return "{}"
+	}
+	text, err := json.Marshal(sub.Labels) // strings: it cannot fail
+	if err != nil {
+		return "{}"
+	}
+	return string(text)
 }
 
 func claimsOf(c workflow.Claims) pgtype.Text {
