@@ -21,18 +21,21 @@ type wantedIDs struct {
 func parseIDs(refs []string) (*wantedIDs, error) {
 	w := &wantedIDs{refs: refs}
 	for _, ref := range refs {
-		if len(ref) < 4 {
-			return nil, usage("message id %q: give at least four characters", ref)
+		if ref == "" {
+			return nil, usage("a message id is empty: letters without one are chosen by what they have in common")
 		}
 		w.hits = append(w.hits, make(map[string]struct{}))
 	}
 	return w, nil
 }
 
+// leastPrefix is how much of an id stands for it. Shorter ids must be whole.
+const leastPrefix = 4
+
 // match notes whether an id was asked for.
 func (w *wantedIDs) match(id string) (wanted bool) {
 	for i, ref := range w.refs {
-		if strings.HasPrefix(id, ref) {
+		if id == ref || (len(ref) >= leastPrefix && strings.HasPrefix(id, ref)) {
 			w.hits[i][id] = struct{}{}
 			wanted = true
 		}
@@ -49,6 +52,9 @@ func (w *wantedIDs) check(among int, more bool) error {
 		}
 		switch len(w.hits[i]) {
 		case 0:
+			if len(ref) < leastPrefix {
+				return usage("no dead letter has the id %q, and as the beginning of one it is too short: give at least four characters", ref)
+			}
 			if more {
 				return fmt.Errorf("dead letter %q: %w among the first %d; raise --limit", ref, workflow.ErrNotFound, among)
 			}
@@ -67,7 +73,7 @@ func (w *wantedIDs) resolved(id string) bool {
 		if id == ref {
 			return true
 		}
-		if _, exact := w.hits[i][ref]; !exact && strings.HasPrefix(id, ref) {
+		if _, exact := w.hits[i][ref]; !exact && len(ref) >= leastPrefix && strings.HasPrefix(id, ref) {
 			return true
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -27,6 +29,7 @@ import (
 	"waymark/internal/broker"
 	"waymark/internal/servicetest"
 	"waymark/internal/wire"
+	"waymark/workflow"
 )
 
 // bury puts a letter beside the status queue, as the consumer would.
@@ -624,6 +627,54 @@ func TestShowHostileLetter(t *testing.T) {
 	decodeJSON(t, s.run(t, "dead-letters", "show", "long-body", "--json").want(t, exitOK).stdout, &letter)
 	if letter.Body != "x"+long {
 		t.Errorf("show --json has a body of %d bytes, want %d", len(letter.Body), len(long)+1)
+	}
+}
+
+// The beginning of an id stands for it if it is long enough, and a whole id
+// always does.
+func TestWantedIDs(t *testing.T) {
+	t.Parallel()
+	ids := []string{"7", "77", "abcd", "abcde", "abcdef", "other"}
+	for _, test := range []struct {
+		ref  string
+		want []string
+		err  string
+	}{
+		{"7", []string{"7"}, ""},
+		{"abcd", []string{"abcd"}, ""},
+		{"abcde", []string{"abcde"}, ""},
+		{"othe", []string{"other"}, ""},
+		{"oth", nil, "too short: give at least four characters"},
+		{"nobody", nil, "not found"},
+	} {
+		w, err := parseIDs([]string{test.ref})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var matched []string
+		for _, id := range ids {
+			if w.match(id) {
+				matched = append(matched, id)
+			}
+		}
+		err = w.check(len(ids), false)
+		if (err == nil) != (test.err == "") || err != nil && !strings.Contains(err.Error(), test.err) {
+			t.Errorf("%q: %v, want %q", test.ref, err, test.err)
+		}
+		matched = slices.DeleteFunc(matched, func(id string) bool { return !w.resolved(id) })
+		if diff := cmp.Diff(test.want, matched, cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("%q stands for (-want, +got):\n%s", test.ref, diff)
+		}
+	}
+	w, err := parseIDs([]string{"abcd"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !w.match("abcd-1") || !w.match("abcd-2") || !errors.Is(w.check(2, false), workflow.ErrAmbiguous) {
+		t.Errorf("the beginning of two ids: %v, want it ambiguous", w.check(2, false))
+	}
+	if _, err := parseIDs([]string{""}); err == nil {
+		t.Error("an empty id is accepted")
 	}
 }
 
