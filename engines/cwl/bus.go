@@ -199,11 +199,11 @@ func read(path string, file **os.File, from *int64, lines *engines.Lines) error 
 	if *file != nil {
 		if open, err := (*file).Stat(); err != nil || !os.SameFile(open, info) {
 			(*file).Close()
-			*file, *from = nil, 0
+			*file, *from = nil, -1
 		}
 	}
-	if info.Size() < *from { // begun anew
-		*from = 0
+	if info.Size() < *from || *from < 0 { // begun anew, and half a line is lost
+		*from, *lines = 0, engines.Lines{Max: lines.Max, Emit: lines.Emit}
 	}
 	if *file == nil {
 		if *file, err = os.Open(path); err != nil {

@@ -230,7 +230,8 @@ def _listen():
         def send(self, line):
             pid = os.getpid()
             if self.pid != pid:  # the first record, or the first after a fork
-                self.pid, self.sending, self.socket = pid, threading.Lock(), None
+                self.hang_up()  # what was open is the parent's
+                self.pid, self.sending = pid, threading.Lock()
                 self.leave_no_trace()
             with self.sending:
                 if self.deaf:
