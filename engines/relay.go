@@ -2,12 +2,17 @@ package engines
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/creack/pty"
+	"golang.org/x/term"
 )
 
 // relayPatience is how long a Relay waits for a reader of its copy. A reader
@@ -72,15 +77,18 @@ func relay(in io.Reader, out io.Writer, tap deadliner) {
 
 // errorTap is the way of an engine's standard error: through a relay to where
 // it goes without us, and in copy to the tail and, line by line, to the events.
-// Without a relay it goes there directly.
+// Without a relay it goes there directly. Where that is a terminal the engine
+// gets one too, or it would do without colours.
 type errorTap struct {
-	direct *os.File
-	write  *os.File   // the engine's end
-	read   *os.File   // our end of the copy
-	spare  []*os.File // ends that are others' after the start
-	relay  *exec.Cmd
-	began  chan struct{} // closed once the relay works, or never will
-	done   sync.WaitGroup
+	direct  *os.File
+	write   *os.File   // the engine's end
+	read    *os.File   // our end of the copy
+	spare   []*os.File // ends that are others' after the start
+	screen  *os.File   // our side of the engine's terminal, if it has one
+	relay   *exec.Cmd
+	resized func()        // ends follow
+	began   chan struct{} // closed once the relay works, or never will
+	done    sync.WaitGroup
 }
 
 func newErrorTap(r *supervisor, watched bool) *errorTap {
@@ -128,7 +136,12 @@ func (t *errorTap) start(command []string, stderr *os.File) (err error) {
 			}
 		}
 	}()
-	if all[0], all[1], err = os.Pipe(); err != nil {
+	if isTerminal(stderr) {
+		all[0], all[1], err = openTerminal(stderr)
+	} else {
+		all[0], all[1], err = os.Pipe()
+	}
+	if err != nil {
 		return err
 	}
 	if all[2], all[3], err = os.Pipe(); err != nil {
@@ -141,7 +154,42 @@ func (t *errorTap) start(command []string, stderr *os.File) (err error) {
 		return err
 	}
 	t.write, t.read, t.spare = all[1], all[2], []*os.File{all[0], all[3]}
+	if isTerminal(stderr) {
+		t.screen, t.spare = all[0], t.spare[1:]
+		t.follow(stderr)
+	}
 	return nil
+}
+
+// openTerminal makes a terminal that looks like another and changes nothing of
+// what is written to it: the other will do that.
+func openTerminal(like *os.File) (ours, theirs *os.File, err error) {
+	ours, theirs, err = pty.Open()
+	if err != nil {
+		return nil, nil, fmt.Errorf("making a terminal for the engine: %w", err)
+	}
+	if _, err = term.MakeRaw(int(theirs.Fd())); err == nil {
+		err = pty.InheritSize(like, ours)
+	}
+	if err != nil {
+		ours.Close()
+		theirs.Close()
+		return nil, nil, fmt.Errorf("making a terminal for the engine: %w", err)
+	}
+	return ours, theirs, nil
+}
+
+// follow gives the engine's terminal the size of the real one until the end of
+// the copy.
+func (t *errorTap) follow(real *os.File) {
+	resized := make(chan os.Signal, 1)
+	signal.Notify(resized, syscall.SIGWINCH)
+	t.resized = func() { signal.Stop(resized); close(resized) }
+	go func() {
+		for range resized {
+			_ = pty.InheritSize(real, t.screen)
+		}
+	}()
 }
 
 // engine is the engine's standard error.
@@ -176,5 +224,9 @@ func (t *errorTap) wait(d time.Duration) {
 	_ = t.read.SetReadDeadline(time.Now().Add(d))
 	t.done.Wait()
 	t.read.Close()
+	if t.screen != nil {
+		t.resized()
+		t.screen.Close()
+	}
 	go func() { _ = t.relay.Wait() }() // it ends with the last that writes to it
 }

@@ -20,6 +20,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/creack/pty"
+	"golang.org/x/term"
+
 	"waymark/workflow"
 )
 
@@ -370,6 +373,30 @@ func TestSuperviseLinesOfStandardError(t *testing.T) {
 	s.want(t, out, workflow.StatusFinished, 0)
 	if want := (Counts{Total: 2, Finished: 2}); out.Counts != want {
 		t.Errorf("the counts are %+v, want %+v", out.Counts, want)
+	}
+}
+
+// An engine whose standard error would be a terminal has one, of the same size.
+func TestSuperviseOnATerminal(t *testing.T) {
+	s := supervise(t, "sh", "-c", `test -t 2 && stty size <&2 >&2; printf 'a\nb' >&2`)
+	ours, theirs, err := pty.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ours.Close()
+	defer theirs.Close()
+	if _, err := term.MakeRaw(int(theirs.Fd())); err != nil {
+		t.Fatal(err)
+	}
+	if err := pty.Setsize(ours, &pty.Winsize{Rows: 33, Cols: 77}); err != nil {
+		t.Fatal(err)
+	}
+	s.Stderr = theirs
+	s.want(t, s.run(t.Context(), t), workflow.StatusFinished, 0)
+	const want = "33 77\na\nb"
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(ours, got); err != nil || string(got) != want {
+		t.Errorf("the terminal shows %q (%v), want %q", got, err, want)
 	}
 }
 
