@@ -53,7 +53,7 @@ Configuration: flags, then environment (WAYMARK_BROKER_URL, …), then the file
 			root.AddCommand(c)
 		}
 	}
-	add("run", a.runCommand(), a.replayCommand(), a.publishCommand())
+	add("run", a.runCommand(), a.attachCommand(), a.replayCommand(), a.publishCommand())
 	add("read", a.listCommand(), a.statusCommand(), a.jobsCommand(), a.logsCommand(), a.historyCommand(), a.watchCommand())
 	add("operate", a.serveCommand(), a.migrateCommand(), a.deadLettersCommand(), a.ledgerCommand(), a.devCommand(), a.benchCommand(), a.configCommand(), a.versionCommand())
 	add("contract", a.validateCommand(), a.conformanceCommand(), a.schemasCommand())

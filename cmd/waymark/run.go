@@ -41,9 +41,10 @@ var watchedEngines = []watchedEngine{
 	{
 		name: "snakemake", adapter: snakemake.Adapter{}, reducer: snakemake.NewReducer, programs: []string{"snakemake"},
 		short: "Run Snakemake and report its jobs",
-		long: `Run Snakemake 7, 8 or 9 and report its jobs, through a handler that it loads by
-its own profile; profiles and handlers of yours still work. Dry runs and queries
-report nothing.`,
+		long: `Run Snakemake 5 to 9 and report its jobs, through a hook that its Python loads;
+your profiles, log handlers and plugins work as before. Dry runs and queries
+report nothing. The text of standard error is read instead where Python does not
+load the hook; engine_specific says so.`,
 		example: "  waymark run snakemake -- snakemake -j4\n  waymark run snakemake --name fit --record rec -- snakemake -j4 --keep-going",
 	},
 	{

@@ -773,6 +773,9 @@ func (j *job) note(text string) {
 // End takes the end of the engine.
 func (r *reducer) End(x engines.Exit, to engines.Story) engines.Ending {
 	r.parser.flush(r, to)
+	if r.mode == modeLog {
+		to.Detail("mode", modeLog)
+	}
 	if !x.At.IsZero() {
 		r.clock(time.Time{}, x.At)
 	}
