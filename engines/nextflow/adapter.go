@@ -47,6 +47,10 @@ func (Adapter) Prepare(_ context.Context, l *engines.Launch) (engines.Watch, err
 	if err != nil {
 		return engines.Watch{}, err
 	}
+	if users != "" && c.elsewhere {
+		// On another machine, say, it could not reach us, and its posts would be lost.
+		return engines.Watch{}, errors.New("nextflow posts to a receiver already, and is not started directly: its posts stay as they are")
+	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return engines.Watch{}, fmt.Errorf("opening a port for nextflow's posts: %w", err)

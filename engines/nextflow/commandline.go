@@ -18,6 +18,7 @@ type commandLine struct {
 	at         int // where options may be put
 	background bool
 	resume     bool
+	elsewhere  bool // maybe: another program starts it
 }
 
 // parseCommandLine reads a command line; it returns nil for one that runs no
@@ -31,6 +32,7 @@ func parseCommandLine(l *engines.Launch) (*commandLine, error) {
 		// Such as sh -c: what it runs cannot be seen from here.
 		return nil, errors.New("expected a command line of nextflow, to set its options: run it with -with-weblog, and have waymark serve receive it")
 	}
+	c.elsewhere = program > 0
 	for i := program + 1; i < len(c.args) && c.at == 0; i++ {
 		switch a := c.args[i]; {
 		case a == "run":
