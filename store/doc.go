@@ -4,7 +4,7 @@
 // # What it guarantees
 //
 // [DB.Apply] gives a batch of messages its effect in one transaction: it locks
-// the rows of the runs in the order of their ids, loads what the fold of
+// the runs, in one order for all who do, loads what the fold of
 // package workflow needs, folds, and writes rows, logs, history, the ids of
 // the messages, the ledger and the change notification together. A message
 // with an id has its effect once, however often it is delivered; a batch whose

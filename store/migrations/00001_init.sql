@@ -53,7 +53,7 @@ CREATE TABLE workflows (
     labels           jsonb       NOT NULL DEFAULT '{}',
     CONSTRAINT deleted_is_a_sink CHECK ((status = 4) = (at_deleted IS NOT NULL)),
     CONSTRAINT ended_has_a_time  CHECK (status NOT IN (2, 3, 5) OR coalesce(at_finished, at_failed, at_stopped) IS NOT NULL)
-) WITH (fillfactor = 50);
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
 
 CREATE INDEX workflows_newest ON workflows (created_at DESC, id DESC);
 -- By the word, so that it serves those who ask the view for one.
@@ -91,7 +91,7 @@ CREATE TABLE jobs (
     PRIMARY KEY (workflow_id, job_id),
     CONSTRAINT ended_has_a_time CHECK ((status >= 3) = (finished_at IS NOT NULL)),
     CONSTRAINT started_before_finished CHECK (started_at <= finished_at)
-) WITH (fillfactor = 50);
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
 
 -- What the platform asked for. Cold: written once a run.
 CREATE TABLE submissions (
