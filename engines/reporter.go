@@ -25,6 +25,7 @@ const (
 	maxJobLog       = 2 * TailSize
 	maxRunLog       = 4 * TailSize
 	maxPendingText  = 16 << 20 // bytes of logs that wait for the broker
+	maxCommand      = TailSize // characters of a command, and of diagnostics
 	// specificPause is for each byte of engine_specific: a graph of thousands
 	// of jobs that grows with each of them would be most of the traffic.
 	specificPause = time.Second / (64 << 10)
@@ -192,6 +193,7 @@ func NewReporter(ctx context.Context, cfg Config) *Reporter {
 func (r *Reporter) Submit(s *workflow.Submission) {
 	r.change(false, func(at time.Time) {
 		submission := *s
+		submission.Name, submission.User = fit(s.Name, workflow.MaxName), fit(s.User, workflow.MaxName)
 		if submission.EventTime.IsZero() {
 			submission.EventTime = at
 		}
@@ -270,10 +272,16 @@ func (r *Reporter) Log(text string) {
 // Job says what is new of one job: its ID and status, and any details that are
 // known now. Logs are appended to those reported before. Within one attempt of
 // a job an end stands: later calls may only add details to it. Report a failed
-// job only when the engine will not try it again.
+// job only when the engine will not try it again. What is longer than messages
+// may hold is cut: names at 1024 characters, paths at 4096, commands and
+// diagnostics at 64 Ki.
 func (r *Reporter) Job(news workflow.JobReport) {
-	news.Name, news.Path, news.Command = Text(news.Name), Text(news.Path), Text(news.Command)
-	news.Logs, news.Diagnostics = Text(news.Logs), Text(news.Diagnostics)
+	news.Name, news.Path = fit(news.Name, workflow.MaxJobName), fit(news.Path, workflow.MaxJobPath)
+	news.Command, news.Diagnostics = fit(news.Command, maxCommand), fit(news.Diagnostics, maxCommand)
+	news.Logs = Text(news.Logs)
+	if len(news.ID) > workflow.MaxJobID { // which nobody could take, cut or whole
+		news.ID = JobID(r.cfg.WorkflowID, r.cfg.Engine, news.ID)
+	}
 	news.Attempt = max(news.Attempt, 1)
 	r.change(news.Status == workflow.JobFailed, func(at time.Time) {
 		j, known := r.jobs[news.ID]

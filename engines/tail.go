@@ -82,3 +82,21 @@ func shorten(s string, n int) string {
 	}
 	return "[…]\n" + s[cut:]
 }
+
+// fit cuts s, made fit for a message, to n characters, with a mark where the
+// rest was.
+func fit(s string, n int) string {
+	if len(s) <= n { // bytes are no fewer than characters
+		return Text(s)
+	}
+	s = Text(s)
+	if utf8.RuneCountInString(s) <= n {
+		return s
+	}
+	for i := range s {
+		if n--; n == 0 {
+			return s[:i] + "…"
+		}
+	}
+	return s
+}

@@ -63,3 +63,19 @@ func TestTailKeepsTheEndOfAnything(t *testing.T) {
 		}
 	})
 }
+
+func TestFit(t *testing.T) {
+	tests := []struct {
+		in   string
+		n    int
+		want string
+	}{
+		{"", 3, ""}, {"abc", 3, "abc"}, {"abcd", 3, "ab…"}, {"éèà", 3, "éèà"}, {"éèàù", 3, "éè…"},
+		{"a\x00b", 3, "a\uFFFDb"}, {"\xff\xff\xff\xff", 3, "\uFFFD"}, {"abcd", 1, "…"},
+	}
+	for _, test := range tests {
+		if got := fit(test.in, test.n); got != test.want {
+			t.Errorf("fit(%q, %d) = %q, want %q", test.in, test.n, got, test.want)
+		}
+	}
+}

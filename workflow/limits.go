@@ -1,0 +1,11 @@
+package workflow
+
+// The most characters that messages may hold in a field. The schemas say the
+// same, and more is refused; whoever publishes cuts what engines make up, rather
+// than lose the message.
+const (
+	MaxJobID   = 256
+	MaxJobName = 1024
+	MaxJobPath = 4096
+	MaxName    = 255 // of a run, and of its owner
+)
