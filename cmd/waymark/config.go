@@ -70,6 +70,7 @@ type config struct {
 	} `mapstructure:"publisher"`
 	HTTP struct {
 		Listen string `mapstructure:"listen"`
+		Weblog string `mapstructure:"weblog"`
 	} `mapstructure:"http"`
 	Log struct {
 		Level  string `mapstructure:"level"`

@@ -83,8 +83,8 @@ func (c *counted) Close() error {
 	return c.Conn.Close()
 }
 
-// serveHTTP answers on l until ctx ends.
-func serveHTTP(ctx context.Context, l net.Listener, logger *slog.Logger, registry *prometheus.Registry, ready func() readiness) error {
+// serveHTTP answers on l until ctx ends. weblog is nil if posts are not taken.
+func serveHTTP(ctx context.Context, l net.Listener, logger *slog.Logger, registry *prometheus.Registry, ready func() readiness, weblog http.Handler) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
@@ -104,6 +104,11 @@ func serveHTTP(ctx context.Context, l net.Listener, logger *slog.Logger, registr
 		_, _ = w.Write(append(text, '\n'))
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{Registry: registry}))
+	paths := "/healthz /readyz /metrics"
+	if weblog != nil {
+		mux.Handle(weblogPath, weblog)
+		paths += " " + weblogPath
+	}
 	server := &http.Server{
 		Handler:           mux,
 		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
@@ -113,7 +118,7 @@ func serveHTTP(ctx context.Context, l net.Listener, logger *slog.Logger, registr
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 	}
-	logger.Info("listening", "address", "http://"+l.Addr().String(), "paths", "/healthz /readyz /metrics")
+	logger.Info("listening", "address", "http://"+l.Addr().String(), "paths", paths)
 	if !isLoopback(l.Addr()) {
 		logger.Warn("other machines can reach the endpoints, which ask for no password; they tell names of servers, users and queues, and counts, never what a message holds",
 			"address", l.Addr().String())

@@ -20,6 +20,7 @@ import (
 
 	"waymark/engines"
 	"waymark/engines/cwl"
+	"waymark/engines/nextflow"
 	"waymark/engines/script"
 	"waymark/engines/snakemake"
 	"waymark/engines/yadage"
@@ -66,6 +67,15 @@ hook; engine_specific says so.`,
 		short:   "Run Yadage and report its jobs",
 		long:    "Run Yadage and report its jobs, through the tracker that it loads from its\nenvironment; a tracker of yours still works.",
 		example: "  waymark run yadage -- yadage-run work workflow.yml -b multiproc:4",
+	},
+	{
+		name: nextflow.Engine, adapter: nextflow.Adapter{}, reducer: nextflow.NewReducer, programs: []string{"nextflow"},
+		short: "Run Nextflow and report it",
+		long: `Run Nextflow and report its tasks. It is told to post its events to a port of
+this machine (-with-weblog); an address that you have given gets them as well.
+Written after Nextflow's documentation, and not tried with the program itself:
+see docs/engines/nextflow.md.`,
+		example: "  waymark run nextflow -- nextflow run main.nf -resume",
 	},
 	{
 		name: script.Engine, adapter: script.Adapter{}, reducer: script.NewReducer,

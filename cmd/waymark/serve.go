@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -39,7 +40,9 @@ If publisher.spool_dir is set, what runs on this machine kept there while the
 broker was away is delivered.
 
 On http.listen: /healthz says that the process lives, /readyz (200 or 503, with
-the reason) that it can work, /metrics speaks to Prometheus.`,
+the reason) that it can work, /metrics speaks to Prometheus. What nextflow run
+-with-weblog posts to /weblog/nextflow becomes runs, without any wrapper: see
+http.weblog.`,
 		Example: `  waymark serve
   waymark serve --broker-topology reana --http-listen 127.0.0.1:9465`,
 		Args: args(0, 0, ""),
@@ -53,6 +56,9 @@ the reason) that it can work, /metrics speaks to Prometheus.`,
 				return err
 			}
 			s.migrate, s.drains = !noMigrate, c.Publisher.SpoolDir != ""
+			if s.listener != nil && c.takesWeblog(s.listener.Addr()) {
+				s.weblog = a.newWeblog(cmd, c, s.logger)
+			}
 			if a.getenv("GOGC") == "" {
 				debug.SetGCPercent(serveGCPercent)
 			}
@@ -89,7 +95,8 @@ type server struct {
 	registry *prometheus.Registry
 	listener net.Listener // nil: no endpoints
 	migrate  bool
-	drains   bool // the spool, too
+	drains   bool    // the spool, too
+	weblog   *weblog // nil: posts are not taken
 
 	consumers []*consumer.Consumer
 
@@ -169,8 +176,15 @@ func (s *server) Run(ctx context.Context) error {
 	endpoints, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	g, working := errgroup.WithContext(ctx)
+	var weblog http.Handler
+	if s.weblog != nil {
+		weblog = s.weblog.receiver
+	}
 	if s.listener != nil {
-		g.Go(func() error { return serveHTTP(endpoints, s.listener, s.logger, s.registry, s.ready) })
+		g.Go(func() error { return serveHTTP(endpoints, s.listener, s.logger, s.registry, s.ready, weblog) })
+	}
+	if s.weblog != nil {
+		g.Go(func() error { s.weblog.Run(working); return nil })
 	}
 	if s.drains {
 		g.Go(func() error { return s.drainSpool(working) })

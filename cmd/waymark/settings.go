@@ -94,6 +94,8 @@ var settings = []setting{
 
 	{key: "http.listen", preset: "127.0.0.1:9464", check: checkListen,
 		doc: "Address of `/healthz`, `/readyz` and `/metrics`. `off`: none. A port of 0 takes a free one."},
+	{key: "http.weblog", kind: word, choices: []string{"auto", "on", "off"}, preset: "auto",
+		doc: "Whether `POST /weblog/nextflow` takes what `nextflow run -with-weblog` posts, from all who can reach it. `auto`: if `http.listen` is reached from this machine alone."},
 
 	{key: "log.level", kind: word, choices: []string{"debug", "info", "warn", "error"}, preset: "info",
 		doc: "Least severity that is logged. Commands that end by themselves log from `warn`, unless told otherwise."},
