@@ -1,8 +1,10 @@
 package store_test
 
 import (
+	"errors"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -45,5 +47,49 @@ func TestManyRunsAtOnce(t *testing.T) {
 	var complete int
 	if err := raw(t, d).QueryRow(`SELECT count(*) FROM workflows WHERE jobs_running = $1`, consumers).Scan(&complete); err != nil || complete != runs {
 		t.Errorf("%d of %d runs have a job of each of %d consumers, %v", complete, runs, consumers, err)
+	}
+}
+
+// A run that somebody has made meanwhile who locks no runs is no reason to
+// refuse the messages of it.
+func TestRunMadeByAnother(t *testing.T) {
+	t.Parallel()
+	d := servicetest.Database(t)
+	a := newApplier(another(t, d))
+	if _, err := a.db.Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	id := uuid.New()
+	conn := raw(t, d)
+	other, err := conn.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Rollback()
+	var pid int
+	if err := other.QueryRow(`INSERT INTO workflows (id, created_at, updated_at, last_event_at) VALUES ($1, now(), now(), now()) RETURNING pg_backend_pid()`, id).Scan(&pid); err != nil {
+		t.Fatal(err)
+	}
+	answered := make(chan error, 1)
+	go func() {
+		_, err := a.db.Apply(t.Context(), a.batch(trace(id)...))
+		answered <- err
+	}()
+	servicetest.Eventually(t, time.Minute, "the batch waits for the other's row", func() error {
+		var n int
+		err := conn.QueryRow(`SELECT count(*) FROM pg_stat_activity WHERE $1 = ANY (pg_blocking_pids(pid))`, pid).Scan(&n)
+		if err == nil && n == 0 {
+			err = errors.New("nobody waits")
+		}
+		return err
+	})
+	if err := other.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-answered; err != nil {
+		t.Fatal(err)
+	}
+	if got, err := a.db.Workflow(t.Context(), id); err != nil || got.Status != workflow.StatusFinished {
+		t.Errorf("the run is %v, %v; want it finished", got.Status, err)
 	}
 }
