@@ -34,10 +34,12 @@ type expected struct {
 	Running  []string        `json:"still_running"`
 	Skipped  []string        `json:"skipped_steps"`
 	Cached   int             `json:"cached"`
+	Reason   string          `json:"reason"`
 	Jobs     map[string]struct {
 		Name     string `json:"name"`
 		Command  string `json:"command"`
 		Path     string `json:"path"`
+		Logs     string `json:"logs"` // a part of them
 		Attempts int    `json:"attempts"`
 		Exit     *int   `json:"exit"`
 	} `json:"jobs"`
@@ -70,6 +72,9 @@ func TestRecordings(t *testing.T) {
 			}
 			if told.Counts.Total != want.Total || told.Counts.Cached != want.Cached {
 				t.Errorf("%d jobs of which %d are cached, want %d and %d", told.Counts.Total, told.Counts.Cached, want.Total, want.Cached)
+			}
+			if want.Reason != "" && told.Reason != want.Reason {
+				t.Errorf("the reason is %q, want %q", told.Reason, want.Reason)
 			}
 			id := func(j enginetest.Job) string { return j.Name }
 			if toil {
@@ -122,6 +127,9 @@ func TestRecordings(t *testing.T) {
 				}
 				if w.Path != "" && j.Path != w.Path {
 					t.Errorf("job %s stands at %q, want %q", name, j.Path, w.Path)
+				}
+				if !strings.Contains(j.Logs, w.Logs) || strings.Contains(j.Logs, "[job "+name+"] completed") && name != "noisy" {
+					t.Errorf("the log of job %s is %q, want %q in it", name, j.Logs, w.Logs)
 				}
 				if w.Attempts > 0 && j.Attempt != w.Attempts {
 					t.Errorf("job %s had %d attempts, want %d", name, j.Attempt, w.Attempts)

@@ -34,7 +34,9 @@ const (
 func NewReducer(workflowID uuid.UUID) engines.Reducer { return newReducer(workflowID) }
 
 func newReducer(workflowID uuid.UUID) *reducer {
-	return &reducer{workflowID: workflowID, engines: make(map[int]*engine), bus: newBus(workflowID)}
+	r := &reducer{workflowID: workflowID, engines: make(map[int]*engine), bus: newBus(workflowID)}
+	r.text.other = r.output.line
+	return r
 }
 
 // reducer makes a story of what cwltool logs. See [Adapter].
@@ -45,6 +47,7 @@ type reducer struct {
 	engines    map[int]*engine
 	order      []*engine
 	text       textParser
+	output     output
 	bus        *bus
 
 	announced int
@@ -138,12 +141,7 @@ func (r *reducer) Apply(e engines.Event, to engines.Story) bool {
 	case engines.Hook:
 		return r.hook(e, to)
 	case engines.Stderr:
-		if !r.hooked {
-			r.text.line(e, func(rec record) {
-				r.speak("text", to)
-				r.record(r.engine(0), &rec, to)
-			})
-		}
+		r.text.line(e, func(rec record) { r.written(&rec, to) })
 	case packSource:
 		r.pack(e, to)
 	case busSource:
@@ -151,6 +149,42 @@ func (r *reducer) Apply(e engines.Event, to engines.Story) bool {
 		r.bus.apply(e, to)
 	}
 	return true
+}
+
+// written takes what cwltool wrote to its standard error. With the hook, all that
+// counts is which job the lines in between are from.
+func (r *reducer) written(rec *record, to engines.Story) {
+	if !r.hooked {
+		r.speak("text", to)
+		r.record(r.engine(0), rec, to)
+	}
+	var ended func(string) bool
+	if r.hooked {
+		ended = func(name string) bool {
+			j := r.latest(name)
+			return j != nil && j.done
+		}
+	}
+	r.wrote(to)(r.output.record(rec, ended))
+}
+
+// wrote tells what a job has written.
+func (r *reducer) wrote(to engines.Story) func(name, text string) {
+	return func(name, text string) {
+		if j := r.latest(name); j != nil && text != "" {
+			to.Job(workflow.JobReport{ID: j.id, Logs: text})
+		}
+	}
+}
+
+// latest is the last job of a name.
+func (r *reducer) latest(name string) *job {
+	for _, p := range slices.Backward(r.order) {
+		if j := p.jobs[name]; j != nil {
+			return j
+		}
+	}
+	return nil
 }
 
 func (r *reducer) hook(e engines.Event, to engines.Story) bool {
@@ -600,9 +634,8 @@ func (r *reducer) draw(to engines.Story) {
 }
 
 func (r *reducer) End(x engines.Exit, to engines.Story) engines.Ending {
-	if !r.hooked {
-		r.text.flush(func(rec record) { r.record(r.engine(0), &rec, to) })
-	}
+	r.text.flush(func(rec record) { r.written(&rec, to) })
+	r.wrote(to)(r.output.last())
 	var ending engines.Ending
 	if r.bus.seen() {
 		ending.Reason = r.bus.end(to)

@@ -11,8 +11,10 @@ var (
 	ansi = regexp.MustCompile(`\x1b\[[0-9;]*[A-Za-z]`)
 	// leveled finds what cwltool says in a line. What a job wrote may stand
 	// before it, without a line end.
-	leveled  = regexp.MustCompile(`(?:^|\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] )(DEBUG|INFO|WARNING|ERROR|CRITICAL) (.*)$`)
-	glued    = regexp.MustCompile(`(INFO|WARNING|ERROR) (\[(?:job|step|workflow) .*|Final process status is \w+)$`)
+	leveled = regexp.MustCompile(`(?:^|\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] )(DEBUG|INFO|WARNING|ERROR|CRITICAL) (.*)$`)
+	glued   = regexp.MustCompile(`(INFO|WARNING|ERROR) (\[(?:job|step|workflow) .*|Final process status is \w+)$`)
+	// begins is a line that is cwltool's from its beginning.
+	begins   = regexp.MustCompile(`^(?:\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] )?(?:INFO|WARNING|ERROR) \[(?:job|step|workflow) [^\]]*\] (?:completed|exited|was|start)`)
 	ofJob    = regexp.MustCompile(`^\[job ([^\]]+)\] (.*)$`)
 	runsJob  = regexp.MustCompile(`^(/.*?)\$ (.*)$`)
 	ofOther  = regexp.MustCompile(`^\[((?:step|workflow) [^\]]*)\] (.*)$`)
@@ -23,6 +25,8 @@ var (
 // jobs write there too, and a job that writes what cwltool would write is
 // believed.
 type textParser struct {
+	// other takes what cwltool did not write, nil if nobody does.
+	other    func(line string)
 	more     func(line string) bool // takes a line that belongs to the one before
 	complete bool                   // no further line does
 	pending  *record
@@ -48,15 +52,20 @@ func (t *textParser) line(e engines.Event, tell func(record)) {
 		}
 	}
 	if !strings.Contains(s, "INFO ") && !strings.Contains(s, "WARNING ") && !strings.Contains(s, "ERROR ") {
+		t.pass(s)
 		return // jobs may write millions of lines
 	}
-	m := leveled.FindStringSubmatch(s)
+	m := leveled.FindStringSubmatchIndex(s)
 	if m == nil {
-		if m = glued.FindStringSubmatch(s); m == nil {
+		if m = glued.FindStringSubmatchIndex(s); m == nil {
+			t.pass(s)
 			return
 		}
 	}
-	rec := t.record(m[1], m[2])
+	if m[0] > 0 {
+		t.pass(s[:m[0]])
+	}
+	rec := t.record(s[m[2]:m[3]], s[m[4]:m[5]])
 	rec.at = e.At
 	if t.more != nil {
 		if *rec.Message == msgRuns { // the job runs, whatever its command is
@@ -66,6 +75,12 @@ func (t *textParser) line(e engines.Event, tell func(record)) {
 		return
 	}
 	tell(rec)
+}
+
+func (t *textParser) pass(s string) {
+	if t.other != nil {
+		t.other(s)
+	}
 }
 
 // flush tells what more lines could have belonged to.
@@ -132,12 +147,15 @@ func (t *textParser) record(level, s string) record {
 	if versionLine.MatchString(s) {
 		return say(s)
 	}
-	rec := say("%s", s)
+	rec := say(generic, s)
 	if level == "ERROR" {
 		t.collect(&rec, 0)
 	}
 	return rec
 }
+
+// generic is the template of what has no meaning here.
+const generic = "%s"
 
 // maxLines is how many lines can belong to one of cwltool's.
 const maxLines = 200
@@ -173,7 +191,7 @@ func (t *textParser) command(rec *record, outdir string) {
 		return
 	}
 	t.more = func(line string) bool {
-		if lines++; lines > maxLines || len(text) > engines.TailSize || leveled.MatchString(line) && strings.Contains(line, "] completed ") {
+		if lines++; lines > maxLines || len(text) > engines.TailSize || begins.MatchString(line) {
 			return false
 		}
 		text += "\n" + line
@@ -210,4 +228,110 @@ func atoi(s string) any {
 		n = n*10 + float64(c-'0')
 	}
 	return n
+}
+
+const (
+	// maxOutput is how much of the end of a job's output is told, in bytes, and
+	// how much of one that failed.
+	maxOutput, maxFailedOutput = 16 << 10, engines.TailSize
+)
+
+// output finds out which job wrote what on cwltool's standard error: the one
+// that runs, if no other does. In a run with --parallel it is often nobody's.
+type output struct {
+	running map[string]bool
+	shared  bool // by several, until none runs
+	tail    *engines.Tail
+	// doubt is what says that the job doubted has ended, while the hook has not
+	// said so. What comes next decides: a job that has ended writes no more.
+	doubt, doubted string
+	failed         bool
+}
+
+// line takes a line that cwltool did not write.
+func (o *output) line(s string) {
+	if o.doubt != "" {
+		doubt := o.doubt
+		o.doubt = ""
+		o.line(doubt)
+	}
+	if o.tail != nil && !o.shared {
+		_, _ = o.tail.Write([]byte(s + "\n"))
+	}
+}
+
+// record takes what cwltool wrote, and returns what a job has written once it is
+// complete. ended says whether a job has ended, where it is known from elsewhere.
+func (o *output) record(rec *record, ended func(job string) bool) (job, text string) {
+	name := rec.arg(0)
+	if o.doubt != "" && (*rec.Message != generic || ended != nil && ended(o.doubted)) && (*rec.Message != msgCompleted || name != o.doubted) {
+		o.doubt = ""
+		job, text = o.end(o.doubted, o.failed)
+	}
+	switch *rec.Message {
+	case msgRuns:
+		if o.running[name] {
+			return "", "" // the rest of its command
+		}
+		for other := range o.running { // whose end was overlooked
+			if ended != nil && ended(other) {
+				job, text = o.end(other, true)
+			}
+		}
+		if o.running == nil {
+			o.running = make(map[string]bool)
+		}
+		o.running[name] = true
+		o.shared = len(o.running) > 1
+		if !o.shared {
+			o.tail = &engines.Tail{Size: maxFailedOutput}
+		}
+	case msgCompleted:
+		failed := rec.arg(1) != "success"
+		switch {
+		case o.running[name] && (ended == nil || ended(name)):
+			if o.doubt != "" { // that was the job's own, then
+				_, _ = o.tail.Write([]byte(o.doubt + "\n"))
+				o.doubt = ""
+			}
+			return o.end(name, failed)
+		case o.running[name] && o.doubt == "":
+			o.doubt, o.doubted, o.failed = rec.level+" "+rec.String(), name, failed
+			return job, text
+		}
+		o.line(rec.level + " " + rec.String())
+	case generic:
+		if !strings.HasPrefix(rec.arg(0), "[job ") {
+			o.line(rec.level + " " + rec.String())
+		}
+	}
+	return job, text
+}
+
+// end ends a job, and returns what it wrote.
+func (o *output) end(name string, failed bool) (job, text string) {
+	delete(o.running, name)
+	if !o.shared && o.tail != nil && o.tail.Written() > 0 {
+		job, text = name, o.tail.String()
+		if !failed && len(text) > maxOutput {
+			end := engines.Tail{Size: maxOutput}
+			_, _ = end.Write([]byte(text))
+			text = end.String()
+		}
+	}
+	if len(o.running) == 0 {
+		o.shared, o.tail = false, nil
+	}
+	return job, text
+}
+
+// last is what the job that runs has written, if it runs alone.
+func (o *output) last() (job, text string) {
+	o.doubt = ""
+	for name := range o.running {
+		if len(o.running) == 1 {
+			return o.end(name, true)
+		}
+	}
+	return "", ""
 }
