@@ -154,6 +154,9 @@ type Exit struct {
 	Code int
 	// Reason is Code in words, empty for 0.
 	Reason string
+	// Unknown is true if nobody saw how it ended, as in a recording without an
+	// exit code. Code is 1 then; a Reducer that knows better is believed.
+	Unknown bool
 	// Stop is what this run was stopped by, nil if nobody stopped it.
 	Stop error
 	// Stderr is the end of its standard error, fit for a message.
@@ -164,7 +167,7 @@ type Exit struct {
 type Ending struct {
 	// Status is finished, failed or stopped; the zero value leaves it to the
 	// exit code and the jobs. A run whose engine ended badly never finished,
-	// whatever is said here.
+	// whatever is said here, unless that is only assumed: see [Exit].
 	Status workflow.Status
 	// Reason is one line on why the run did not finish.
 	Reason string

@@ -145,7 +145,7 @@ func (n *Narrator) judge(said workflow.Status, x Exit) workflow.Status {
 	switch {
 	case x.Stop != nil && (x.Code != 0 || said == workflow.StatusStopped):
 		return workflow.StatusStopped
-	case x.Code != 0:
+	case x.Code != 0 && !(x.Unknown && said.Terminal()):
 		return workflow.StatusFailed
 	case said.Terminal():
 		return said

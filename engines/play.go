@@ -45,7 +45,7 @@ func Play(ctx context.Context, p Playback) (Outcome, error) {
 	x := p.Recording.Exit
 	for _, e := range p.Recording.Events {
 		if err := p.await(ctx, began, e.At); err != nil {
-			x.Stop, x.Code = err, max(x.Code, 1)
+			x.Stop, x.Code, x.Unknown = err, max(x.Code, 1), false
 			break
 		}
 		e.At = time.Now().UTC()
@@ -54,6 +54,9 @@ func Play(ctx context.Context, p Playback) (Outcome, error) {
 	}
 	x.At = time.Now().UTC()
 	end := n.End(x)
+	if x.Unknown && end.Status == workflow.StatusFinished {
+		x.Code = 0
+	}
 	out := Outcome{
 		WorkflowID: id, Watched: true, Status: end.Status, Reason: end.Reason, ExitCode: x.Code, Counts: n.Counts(),
 		Report: r.Finish(context.WithoutCancel(ctx), end.Status, lastWords(end, x)),

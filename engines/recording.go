@@ -161,7 +161,7 @@ func recordedExit(meta recordedMeta, at time.Time) Exit {
 	x := Exit{At: at}
 	switch {
 	case meta.ExitCode == nil:
-		x.Code, x.Reason = 1, "the recording does not say how the engine ended"
+		x.Code, x.Reason, x.Unknown = 1, "the recording does not say how the engine ended", true
 	case *meta.ExitCode < 0:
 		x = exitOfSignal(-*meta.ExitCode)
 		x.At = at

@@ -164,6 +164,8 @@ func TestEnds(t *testing.T) {
 		{"fields of other types", posts(`{"event": "process_completed", "trace": {"task_id": [], "name": {}}}`, `{"event": "process_completed", "trace": {"task_id": 1, "name": null, "exit": "x", "attempt": {}, "status": "COMPLETED", "tag": 7}}`,
 			`{"event": "completed", "metadata": {"workflow": {"stats": [], "nextflow": 3, "manifest": "x", "success": true}}}`), engines.Exit{},
 			workflow.StatusFinished, engines.Counts{Total: 1, Finished: 1}},
+		{"a recording without an exit code", posts(posted("process_completed", 1, "a", "COMPLETED", ""), `{"event": "completed", "metadata": {"workflow": {"success": true}}}`),
+			engines.Exit{Code: 1, Unknown: true}, workflow.StatusFinished, engines.Counts{Total: 1, Finished: 1}},
 		{"killed", posts(posted("process_started", 1, "a", "RUNNING", "")), engines.Exit{Code: 137}, workflow.StatusFailed, engines.Counts{Total: 1, Failed: 1}},
 		{"stopped", posts(posted("process_started", 1, "a", "RUNNING", "")), engines.Exit{Code: 143, Stop: &engines.StopError{Signal: 15}}, workflow.StatusStopped, engines.Counts{Total: 1, Stopped: 1}},
 	} {

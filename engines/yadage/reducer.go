@@ -286,7 +286,7 @@ func (r *reducer) End(x engines.Exit, to engines.Story) engines.Ending {
 		}
 		e.Status = workflow.StatusFailed
 		e.Reason = fmt.Sprintf("%d of %d jobs failed: %s", len(names), r.total, list(names))
-	case x.Code != 0:
+	case x.Code != 0 && !(x.Unknown && r.finalize):
 		e.Reason = lastError(x.Stderr)
 	case r.finalize && r.open > 0:
 		e.Status = workflow.StatusFailed
@@ -294,6 +294,8 @@ func (r *reducer) End(x engines.Exit, to engines.Story) engines.Ending {
 	case r.finalize && len(waiting) > 0:
 		e.Status = workflow.StatusFailed
 		e.Reason = fmt.Sprintf("Yadage ended well, but %d of %d jobs never ran: %s", len(waiting), r.total, list(waiting))
+	case x.Unknown && r.finalize:
+		e.Status = workflow.StatusFinished // a recording without an exit code
 	}
 	if x.Stop != nil {
 		e.Reason = ""

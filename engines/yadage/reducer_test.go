@@ -197,6 +197,7 @@ func TestEnds(t *testing.T) {
 			workflow.StatusFailed, "Yadage ended well, but 2 of 2 jobs never ran: a, b", engines.Counts{Total: 2}},
 		{"the graph is wrong", hook(hello, begin), engines.Exit{Code: 1, Reason: "exit code 1", Stderr: "noise\n\x1b[31mError: Workflow failed: 'workdir'\x1b[0m\n"},
 			workflow.StatusFailed, "Workflow failed: 'workdir'", engines.Counts{}},
+		{"a recording without an exit code", hook(begin, last), engines.Exit{Code: 1, Unknown: true}, workflow.StatusFinished, "", engines.Counts{}},
 		{"the tracker gave up", hook(hello, begin), engines.Exit{}, workflow.StatusFinished, "", engines.Counts{}},
 		{"stopped", hook(hello, begin, defined), engines.Exit{Code: 143, Stop: &engines.StopError{Signal: 15}},
 			workflow.StatusStopped, "stopped by SIGTERM", engines.Counts{Total: 2}},
