@@ -141,7 +141,7 @@ func fault(self, imported string, allowed []string, test bool) []string {
 	}
 	if imported == module || strings.HasPrefix(imported, module+"/") {
 		target, _ := rowOf(ours(imported))
-		if slices.Contains(allowed, "*") || slices.Contains(allowed, target) {
+		if slices.Contains(allowed, "*") || slices.Contains(allowed, target) || slices.Contains(allowed, ours(imported)) {
 			return nil
 		}
 		return []string{fmt.Sprintf("%s imports %s; it may import: %s", who, ours(imported), orNone(allowed))}
