@@ -107,6 +107,7 @@ func serveHTTP(ctx context.Context, l net.Listener, logger *slog.Logger, registr
 	paths := "/healthz /readyz /metrics"
 	if weblog != nil {
 		mux.Handle(weblogPath, weblog)
+		mux.Handle(weblogPath+"/{$}", weblog)
 		paths += " " + weblogPath
 	}
 	server := &http.Server{

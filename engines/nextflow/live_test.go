@@ -3,6 +3,7 @@ package nextflow
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -335,6 +336,45 @@ func TestTaskLogs(t *testing.T) {
 		got := taskLog(&trace{TaskID: "1", Workdir: text(folder), Status: status})
 		if !strings.HasSuffix(string(got), `\nend\n","task_id":"1"}`) || len(got) > most+200 {
 			t.Errorf("the log of a task that is %s has %d bytes and ends with %.40q", status, len(got), fmt.Sprint(string(got[max(0, len(got)-40):])))
+		}
+	}
+}
+
+// A trace file of an earlier run is not that of this one, however Nextflow
+// replaces it.
+func TestFollow(t *testing.T) {
+	t.Parallel()
+	const old = "task_id\tstatus\n9\tCACHED\n"
+	for name, replace := range map[string]func(path string) error{
+		"not at all": func(string) error { return nil },
+		"moves it": func(path string) error {
+			return errors.Join(os.Rename(path, path+".1"), os.WriteFile(path, []byte("new\nha"), 0o600))
+		},
+		"overwrites": func(path string) error { return os.WriteFile(path, []byte("new\nha"), 0o600) },
+		"makes it new": func(path string) error {
+			return errors.Join(os.Remove(path), os.WriteFile(path, []byte("new\nha"), 0o600))
+		},
+	} {
+		path := filepath.Join(t.TempDir(), "trace.txt")
+		if err := os.WriteFile(path, []byte(old), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		source := follow(path)
+		if err := replace(path); err != nil {
+			t.Fatal(err)
+		}
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		var got []string
+		if err := source(ended, func(e engines.Event) { got = append(got, string(e.Line)) }); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		var want []string
+		if name != "not at all" {
+			want = []string{"new", "ha"}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("when Nextflow replaces the file (%s) its lines are (-want +got):\n%s", name, diff)
 		}
 	}
 }
