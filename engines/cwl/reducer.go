@@ -63,7 +63,7 @@ type engine struct {
 	jobs     map[string]*job
 	order    []*job
 	byThread map[string]*job
-	finished int // jobs of workflows that this process ran before
+	before   int // jobs of what this process ran before
 	name     string
 	root     *workflowNode
 	planned  bool
@@ -522,8 +522,9 @@ func (r *reducer) tooLarge(p *engine, rec *record, to engines.Story) {
 func (r *reducer) starting(p *engine, rec *record, to engines.Story) {
 	if rec.Workflow != nil && len(rec.At) == 0 && (p.root == nil || p.name != rec.arg(0)) {
 		if p.root != nil { // the same process runs another workflow
-			p.finished += max(p.root.jobs, 0)
+			p.before += p.root.jobs
 		}
+		p.before = max(p.before, len(p.jobs))
 		p.name, p.planned = rec.arg(0), true
 		p.root = newWorkflowNode(rec.Workflow, rec.Inputs, nil)
 		p.graph = newGraph(rec.Workflow)
@@ -601,7 +602,7 @@ func (r *reducer) announce(to engines.Story) {
 		if !p.planned {
 			return
 		}
-		surely := p.finished
+		surely := p.before
 		if p.root != nil {
 			surely += p.root.jobs
 		}
@@ -694,7 +695,7 @@ func (r *reducer) reason() string {
 		return reason
 	}
 	if n := len(r.errors); n > 0 {
-		return oneLine(r.errors[n-1])
+		return oneLine(strings.Replace(r.errors[n-1], ", try again with --debug for more information", "", 1))
 	}
 	return ""
 }

@@ -273,11 +273,6 @@ func (o *output) record(rec *record, ended func(job string) bool) (job, text str
 		if o.running[name] {
 			return "", "" // the rest of its command
 		}
-		for other := range o.running { // whose end was overlooked
-			if ended != nil && ended(other) {
-				job, text = o.end(other, true)
-			}
-		}
 		if o.running == nil {
 			o.running = make(map[string]bool)
 		}
