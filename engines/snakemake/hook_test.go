@@ -99,7 +99,7 @@ func TestHookInStubs(t *testing.T) {
 			if !strings.HasSuffix(output, want) {
 				t.Errorf("the program printed %q, want at the end %q", output, want)
 			}
-			if len(lines) == 0 || !strings.HasPrefix(lines[0], `{"waymark": 1, "engine": "snakemake", "version": "`+stub[9:10]) {
+			if len(lines) == 0 || !strings.HasPrefix(lines[0], `{"waymark":1,"engine":"snakemake","version":"`+stub[9:10]) {
 				t.Fatalf("the hook said %q", lines)
 			}
 			told := tellLines(lines, 1)
@@ -160,7 +160,7 @@ logger.info("parent", extra=dict(event=None))
 		if parseEvent([]byte(l)) == nil {
 			t.Errorf("the line %q is torn", l)
 		}
-		if strings.Contains(l, `"waymark": 1`) {
+		if strings.Contains(l, `"waymark":1`) {
 			hello++
 		}
 	}

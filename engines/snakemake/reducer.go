@@ -56,6 +56,8 @@ type runKey struct{ pid, number int }
 
 type run struct {
 	snakefile, workdir string
+	start              string // where Snakemake began
+	sub                bool   // it is a subworkflow
 
 	number   int // from 1, in the order of their jobs
 	jobs     map[int]*job
@@ -68,6 +70,7 @@ type run struct {
 	over     bool // the scheduler is done
 	success  bool
 	last     *job            // the job whose command may come next
+	group    []*job          // the jobs of the group that is being described
 	rounds   int             // how often the scheduler chose jobs
 	failing  []*job          // jobs that failed and may be tried again
 	byThread map[string]*job // the job that failed last in each thread
@@ -141,9 +144,29 @@ func (r *reducer) clock(engine, arrival time.Time) {
 }
 
 func (r *reducer) setMode(mode string, to engines.Story) {
-	if r.mode != mode && r.mode != modeHook {
-		r.mode = mode
-		to.Detail("mode", mode)
+	if r.mode == mode || r.mode == modeHook {
+		return
+	}
+	if r.mode == modeText {
+		r.forgetText()
+	}
+	r.mode = mode
+	to.Detail("mode", mode)
+}
+
+// forgetText drops what was read from the text once the hook is heard, which
+// may happen on a busy machine. Jobs keep what was told of them.
+func (r *reducer) forgetText() {
+	p := r.runs[ofText]
+	delete(r.runs, ofText)
+	r.order = slices.DeleteFunc(r.order, func(other *run) bool { return other == p })
+	for i, other := range r.order {
+		other.number = i + 1
+	}
+	for _, j := range r.known {
+		if j.run == p {
+			j.run, j.failing = nil, false
+		}
 	}
 }
 
@@ -176,7 +199,10 @@ func (r *reducer) event(m event, to engines.Story) {
 	p := r.run(runKey{pid, number})
 	kind := m.kind()
 	if kind == "x_run" {
-		p.snakefile, p.workdir, p.dry = m.text("snakefile"), m.text("workdir"), m.flag("dryrun")
+		r.setVersion(m.text("version"), to)
+		p.snakefile, p.workdir, p.start, p.dry = m.text("snakefile"), m.text("workdir"), m.text("start"), m.flag("dryrun")
+		depth, _ := m.number("depth")
+		p.sub = depth > 1
 		p.live = !p.dry
 		return
 	}
@@ -226,10 +252,10 @@ func (r *reducer) event(m event, to engines.Story) {
 		if n, ok := m.number("total"); ok {
 			r.announce(p, n, to)
 		}
-	case "job_started":
+	case "job_started", "resources_info":
 		p.live = true
-	case "resources_info":
-		p.live = true
+	case "group_info":
+		p.group = nil
 	case "job_info":
 		r.started(p, m, to)
 	case "shellcmd":
@@ -327,9 +353,8 @@ func (r *reducer) define(p *run, number int, rule string, wildcards map[string]s
 	if j := p.jobs[number]; j != nil {
 		return j
 	}
-	name, path := stableName(rule, wildcards), ""
-	if first := r.order[0]; p != first && (p.snakefile != first.snakefile || p.workdir != first.workdir) {
-		path = within(first, p)
+	name, path := stableName(rule, wildcards), r.path(p)
+	if path != "" {
 		name = path + "/" + name
 	}
 	j := r.jobs[name]
@@ -353,18 +378,34 @@ func (r *reducer) define(p *run, number int, rule string, wildcards map[string]s
 	return j
 }
 
-// within is where a workflow is, seen from the first of a run.
-func within(first, p *run) string {
-	name := p.snakefile
-	if p.workdir != first.workdir {
-		name = p.workdir
+// path is where the workflow of a run is among others: empty for the first that
+// is no subworkflow, and for those that repeat it.
+func (r *reducer) path(p *run) string {
+	if !p.sub {
+		for _, first := range r.order {
+			if first.sub {
+				continue
+			}
+			if p.snakefile == first.snakefile && p.workdir == first.workdir {
+				return ""
+			}
+			if p.workdir == first.workdir {
+				return below(p.start, p.snakefile)
+			}
+			break
+		}
 	}
-	if rel, err := filepath.Rel(first.workdir, name); err == nil && !strings.HasPrefix(rel, "..") {
-		name = rel
+	return below(p.start, p.workdir)
+}
+
+// below is a path as seen from a folder, if it is below that, else its base.
+func below(folder, path string) string {
+	if rel, err := filepath.Rel(folder, path); err == nil && !strings.HasPrefix(rel, "..") {
+		path = rel
 	} else {
-		name = filepath.Base(name)
+		path = filepath.Base(path)
 	}
-	return engines.Text(name)
+	return engines.Text(path)
 }
 
 // dag takes a graph: the jobs that remain to be run.
@@ -463,6 +504,9 @@ func (r *reducer) started(p *run, m event, to engines.Story) {
 		j.checkpoint = true
 	}
 	p.last = j
+	if m.flag("indent") {
+		p.group = append(p.group, j)
+	}
 	r.begin(p, j, to)
 	r.command(j, m.text("shellcmd"), to)
 }
@@ -657,7 +701,11 @@ func (r *reducer) remark(p *run, text string, to engines.Story) {
 			}
 		}
 		if found := submitted.FindStringSubmatch(text); found != nil {
+			members := p.group // of a group, whose id is no number
 			if j := p.numbered(found[1]); j != nil {
+				members = []*job{j}
+			}
+			for _, j := range members {
 				j.external = found[2]
 			}
 		}

@@ -133,11 +133,11 @@ func tell(code int, lines ...string) enginetest.Told {
 // TestSubworkflow has two workflows with jobs of the same names in one run.
 func TestSubworkflow(t *testing.T) {
 	told := tell(0,
-		`{"level":"x_run","pid":1,"run":1,"snakefile":"/w/sub/Snakefile","workdir":"/w/sub"}`,
+		`{"level":"x_run","pid":1,"run":1,"snakefile":"/w/sub/Snakefile","workdir":"/w/sub","start":"/w","depth":2}`,
 		`{"level":"x_dag","pid":1,"run":1,"nodes":[{"jobid":0,"name":"all","norun":true},{"jobid":1,"name":"make"}],"edges":[[1,0]],"total":2}`,
 		`{"level":"job_info","pid":1,"run":1,"jobid":1,"name":"make"}`,
 		`{"level":"x_finished","pid":1,"run":1,"jobid":1}`,
-		`{"level":"x_run","pid":1,"run":2,"snakefile":"/w/Snakefile","workdir":"/w"}`,
+		`{"level":"x_run","pid":1,"run":2,"snakefile":"/w/Snakefile","workdir":"/w","start":"/w","depth":1}`,
 		`{"level":"x_dag","pid":1,"run":2,"nodes":[{"jobid":0,"name":"all","norun":true},{"jobid":1,"name":"make"}],"edges":[[1,0]],"total":2}`,
 		`{"level":"job_info","pid":1,"run":2,"jobid":1,"name":"make"}`,
 		`{"level":"x_finished","pid":1,"run":2,"jobid":1}`,
@@ -146,8 +146,37 @@ func TestSubworkflow(t *testing.T) {
 	for _, j := range told.Jobs {
 		names = append(names, j.Path+"|"+j.Name)
 	}
-	if diff := cmp.Diff([]string{"w|w/make", "|make"}, slices.Sorted(slices.Values(names))); diff != "" || told.Counts.Finished != 2 || told.Counts.Total != 2 {
+	if diff := cmp.Diff([]string{"sub|sub/make", "|make"}, slices.Sorted(slices.Values(names))); diff != "" || told.Counts.Finished != 2 || told.Counts.Total != 2 {
 		t.Errorf("the counts are %+v, the jobs (-want +got):\n%s", told.Counts, diff)
+	}
+}
+
+// TestHookIsHeardLate has text come before the first event of the hook.
+func TestHookIsHeardLate(t *testing.T) {
+	text := []string{
+		"Building DAG of jobs...", "Provided cores: 1", "total 3", "rule first:", "    jobid: 2", "", "Error in rule first:", "    jobid: 2", "",
+	}
+	hook := []string{
+		`{"waymark":1,"version":"7.21.0","pid":1}`,
+		`{"level":"x_run","pid":1,"run":1,"snakefile":"/w/Snakefile","workdir":"/w","start":"/w","depth":1}`,
+		`{"level":"x_dag","pid":1,"run":1,"nodes":[{"jobid":0,"name":"all","norun":true},{"jobid":1,"name":"second"},{"jobid":2,"name":"first"}],"total":3}`,
+		`{"level":"job_info","pid":1,"run":1,"jobid":2,"name":"first"}`,
+		`{"level":"x_failed","pid":1,"run":1,"jobid":2,"final":false}`,
+		`{"level":"job_info","pid":1,"run":1,"jobid":2,"name":"first"}`,
+		`{"level":"x_finished","pid":1,"run":1,"jobid":2}`,
+		`{"level":"job_info","pid":1,"run":1,"jobid":1,"name":"second"}`,
+		`{"level":"x_finished","pid":1,"run":1,"jobid":1}`,
+	}
+	var events []engines.Event
+	for _, l := range text {
+		events = append(events, engines.Event{Source: engines.Stderr, Line: []byte(l)})
+	}
+	for _, l := range hook {
+		events = append(events, engines.Event{Source: engines.Hook, Line: []byte(l)})
+	}
+	told := enginetest.Tell(newReducer(enginetest.WorkflowID), events, engines.Exit{})
+	if diff := cmp.Diff([]string{"first", "second"}, told.In(workflow.JobFinished)); diff != "" || len(told.Jobs) != 2 || told.Specific["mode"] != modeHook {
+		t.Errorf("it tells %+v in mode %v", told.Jobs, told.Specific["mode"])
 	}
 }
 

@@ -8,9 +8,10 @@ Snakemake looks different the rest remains.
 Messages have the fields that Snakemake gives them. Those of ours:
 
   {"waymark": 1, "engine": "snakemake", "version", "pid"}   always the first
-  level "x_run"       a workflow is about to run its jobs: run, dryrun, snakefile, workdir
+  level "x_run"       a workflow is about to run its jobs: run, version, dryrun, snakefile, workdir, start
+                      (where Snakemake began), depth (above 1 for a subworkflow)
   level "x_dag"       its jobs, at first and when there are more: nodes, edges, total
-  level "x_finished"  a job has finished, with its outputs: jobid, name, norun
+  level "x_finished"  a job has finished, with its outputs: jobid, name
   level "x_failed"    a job has failed: jobid, name, final (it is not tried again), attempt, logs,
                       stopping (Snakemake was told to end)
   level "x_error"     why a job fails: jobid, msg
@@ -26,11 +27,13 @@ import logging
 import os
 import socket
 import stat
+import struct
 import sys
 import threading
 import time
 
-_TIMEOUT = 2.0  # seconds
+_TIMEOUT = 2  # seconds
+_HOLD = 0.05  # seconds that a message may wait for others
 _TEXT = 64 << 10  # the most of a text or of the end of a log that is told
 _ITEMS = 100  # the most of a list
 _NODES = 50000  # a graph with more is told as a number
@@ -67,8 +70,15 @@ def _plain(v, depth=5):
     return _text(v)
 
 
+_encode = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
+
+
 class _Wire:
-    """The way to who reads. Gives up for good at the first trouble."""
+    """The way to who reads. Gives up for good at the first trouble.
+
+    Between hold and release it gathers what is to be sent: a system call and a
+    reader that wakes up cost more than a message.
+    """
 
     def __init__(self, path):
         self.path = path
@@ -83,45 +93,68 @@ class _Wire:
         self.sock = None
         self.busy = False
         self.torn = False
-        self.late = []
+        self.held = False
+        self.since = 0.0
+        self.waiting = []
+        self.pid = os.getpid()
 
     def send(self, rec):
         if self.dead:
             return
+        rec["pid"] = self.pid
+        line = _encode(rec)
         with self.lock:
-            if self.busy:  # a signal's handler in the middle of another message
-                self.late.append(rec)
-                return
-            self.busy = True
-            try:
-                self._write(rec)
-                while self.late:
-                    self._write(self.late.pop(0))
-            finally:
-                self.busy = False
+            if not self.waiting:
+                self.since = time.monotonic()
+            self.waiting.append(line)
+            if not self.held or time.monotonic() - self.since > _HOLD:
+                self._flush()
 
-    def _write(self, rec):
-        if self.sock is None:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    def hello(self):
+        if not self.dead:
+            with self.lock:
+                self._flush()
+
+    def hold(self):
+        self.held = True
+
+    def release(self):
+        self.held = False
+        if self.waiting and not self.dead:
+            with self.lock:
+                self._flush()
+
+    def _flush(self):
+        if self.busy:  # this is a signal's handler in the middle of another message
+            return
+        self.busy = True
+        try:
+            if self.sock is None:
+                self._connect()
+            while self.waiting:
+                lines, self.waiting = self.waiting, []
+                # A KeyboardInterrupt may have come in the middle of the last.
+                data = ("\n" if self.torn else "") + "\n".join(lines) + "\n"
+                self.torn = True
+                self.sock.sendall(data.encode("ascii"))
+                self.torn = False
+        finally:
+            self.busy = False
+
+    def _connect(self):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            # Not settimeout, which asks before each message whether it may be sent.
             try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _TIMEOUT, 0))
+            except Exception:
                 sock.settimeout(_TIMEOUT)
-                sock.connect(self.path)
-            except BaseException:
-                sock.close()
-                raise
-            self.sock = sock
-            version = getattr(sys.modules.get("snakemake"), "__version__", None)
-            self._line({"waymark": 1, "engine": "snakemake", "version": _text(version or "")})
-        self._line(rec)
-
-    def _line(self, rec):
-        rec["pid"] = os.getpid()
-        data = (json.dumps(rec) + "\n").encode("ascii")
-        if self.torn:
-            data = b"\n" + data
-        self.torn = True  # a KeyboardInterrupt may come in the middle
-        self.sock.sendall(data)
-        self.torn = False
+            sock.connect(self.path)
+        except BaseException:
+            sock.close()
+            raise
+        self.sock = sock
+        self.waiting.insert(0, _encode({"waymark": 1, "engine": "snakemake", "version": _version(), "pid": self.pid}))
 
     def close(self):
         self.dead = True
@@ -142,6 +175,10 @@ class Report:
         self.mute = False  # a dry run, or a process that works for another Snakemake
         self.decides = False  # the scheduler tells what becomes of jobs
         self.length = None  # of the graph, when it was last told
+        try:
+            self.start = os.getcwd()
+        except OSError:
+            self.start = None
 
     def loaded(self, name, module):
         """Called when a module of Snakemake has been loaded."""
@@ -158,7 +195,8 @@ class Report:
         try:
             rec.setdefault("timestamp", time.time())
             rec["run"] = self.run
-            rec["thread"] = threading.current_thread().name
+            if threading.current_thread() is not threading.main_thread():
+                rec["thread"] = threading.current_thread().name
             self.wire.send(rec)
         except Exception:
             self.wire.close()
@@ -166,6 +204,11 @@ class Report:
     # What the logger is told.
 
     def _logger(self, module):
+        try:
+            # Before anything is printed: who reads knows that he need not.
+            self.wire.hello()
+        except Exception:
+            self.wire.close()
         logger = getattr(module, "logger", None)
         if isinstance(logger, logging.Logger):  # 9
             # A filter hears of everything before any handler does, and of
@@ -177,7 +220,8 @@ class Report:
         @functools.wraps(handler)
         def tell(that, msg, *a, **k):
             try:
-                self._message(msg)
+                if msg["level"] in _LEVELS:
+                    self._message(msg)
             except Exception:
                 pass
             return handler(that, msg, *a, **k)
@@ -185,22 +229,34 @@ class Report:
         module.Logger.handler = tell
 
     def _message(self, msg):
-        level = msg.get("level")
-        if self.mute or level not in _LEVELS or (self.decides and level in ("job_finished", "progress")):
+        level = msg["level"]
+        if self.mute or self._known(level, msg.get("msg")):
             return
-        rec = {k: _plain(msg[k]) for k in _KEYS if k in msg}
-        rec["msg"] = _plain(msg.get("msg"))
+        rec = {k: _plain(msg[k]) for k in _KEYS if msg.get(k)}
+        for k in ("jobid", "msg"):
+            if msg.get(k) is not None:
+                rec[k] = _plain(msg[k])
         self.send(level=level, **rec)
+
+    def _known(self, kind, text):
+        """Whether the scheduler tells it, or nobody needs it."""
+        if not self.decides:
+            return False
+        if kind in ("info", "None"):
+            return not str(text).startswith("Submitted ")
+        return kind in ("job_finished", "progress", "resources_info", "run_info", "job_started", "warning")
 
     def _record(self, record):
         try:
             event = getattr(record, "event", None)
             event = str(getattr(event, "value", event))
             if not self.mute and event in _EVENTS and record.levelno >= logging.INFO:
-                if not (self.decides and event in ("job_finished", "progress")):
+                error = record.levelno >= logging.ERROR
+                if error or not self._known(event, record.msg):
+                    # Among its own fields are name and thread, which are not ours.
                     rec = {k: _plain(v) for k, v in record.__dict__.items() if k in _KEYS and k != "name"}
                     rec["msg"] = _text(record.getMessage())
-                    self.send(event=event, level=record.levelname, created=record.created, **rec)
+                    self.send(event=event, level=record.levelname, timestamp=record.created, **rec)
         except Exception:
             pass
         return True
@@ -211,7 +267,7 @@ class Report:
         try:
             cls = module.JobScheduler
             init, schedule = cls.__init__, cls.schedule
-            finish, fail = cls._finish_jobs, cls._handle_error
+            finish, fail, run = cls._finish_jobs, cls._handle_error, cls.run
         except Exception as e:
             self.send(level="x_unpatched", error=_text(e))
             return
@@ -237,8 +293,18 @@ class Report:
             done = self._try(lambda: list(that._tofinish)) or []
             r = finish(that, *a, **k)
             if done:
+                self.wire.hold()
                 self._try(self._finished, that, done)
+                self._release()
             return r
+
+        @functools.wraps(run)
+        def _run(that, *a, **k):
+            self.wire.hold()
+            try:
+                return run(that, *a, **k)
+            finally:
+                self._release()
 
         @functools.wraps(fail)
         def _handle_error(that, job, *a, **k):
@@ -248,7 +314,14 @@ class Report:
             self._try(self._failed, that, job, final, attempt)
             return r
 
-        cls.__init__, cls.schedule, cls._finish_jobs, cls._handle_error = __init__, _schedule, _finish_jobs, _handle_error
+        cls.__init__, cls.schedule, cls.run = __init__, _schedule, _run
+        cls._finish_jobs, cls._handle_error = _finish_jobs, _handle_error
+
+    def _release(self):
+        try:
+            self.wire.release()
+        except Exception:
+            self.wire.close()
 
     def _try(self, do, *a):
         try:
@@ -270,15 +343,19 @@ class Report:
         self.run += 1
         self.length = None
         self.mute = False
-        self.decides = not scheduler.dryrun
+        self.decides = False
         self.send(
             level="x_run",
+            version=_version(),
             dryrun=bool(scheduler.dryrun),
             snakefile=_plain(getattr(workflow, "main_snakefile", None)),
             workdir=os.getcwd(),
+            start=self.start,
+            depth=_depth(),
         )
         self.mute = bool(scheduler.dryrun)
         self._graph(scheduler)
+        self.decides = not self.mute  # for now: see _try
 
     def _leave_environment(self):
         os.environ.pop("WAYMARK_SOCKET", None)
@@ -325,7 +402,7 @@ class Report:
         for job in done:
             for j in _members(job):
                 if dag.finished(j):
-                    self.send(level="x_finished", jobid=dag.jobid(j), name=j.rule.name, norun=bool(getattr(j.rule, "norun", False)))
+                    self.send(level="x_finished", jobid=dag.jobid(j), name=j.rule.name)
         self._graph(scheduler)
 
     def _failed(self, scheduler, job, final, attempt):
@@ -356,6 +433,20 @@ class Report:
             return callback(that, job, done, failed, future, *a, **k)
 
         cls._callback = _callback
+
+
+def _version():
+    """The version of Snakemake, empty while it is being loaded."""
+    return _text(getattr(sys.modules.get("snakemake"), "__version__", None) or "")
+
+
+def _depth():
+    """How many workflows are being executed: a subworkflow is, before the one that needs it."""
+    n, frame = 0, sys._getframe()
+    while frame is not None:
+        n += frame.f_code.co_name == "execute" and frame.f_globals.get("__name__") == "snakemake.workflow"
+        frame = frame.f_back
+    return n
 
 
 def _members(job):

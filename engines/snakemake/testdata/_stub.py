@@ -68,7 +68,7 @@ def make(say):
             dag = self.workflow.dag
             say("info", "Select jobs to execute...")
             for job in (dag.ok, dag.flaky, dag.broken, dag.flaky):
-                say("job", job)
+                self.run([job])
                 if job is dag.broken or (job is dag.flaky and job.attempt == 1):
                     say("error", "RuleException:\nCommand 'set -euo pipefail;  %s' returned non-zero exit status 7." % job.shellcmd)
                     say("job_error", job)
@@ -79,6 +79,10 @@ def make(say):
             say("fatal", "Exiting because a job execution failed. Look below for error messages")
             say("job_error", dag.broken)
             return False
+
+        def run(self, jobs, executor=None):
+            for job in jobs:
+                say("job", job)
 
         def _finish_jobs(self):
             for job in self._tofinish:
