@@ -9,10 +9,10 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/spf13/cobra"
 
 	"waymark/engines"
 	"waymark/engines/nextflow"
+	"waymark/publisher"
 )
 
 // weblogPath is where Nextflow posts to.
@@ -41,12 +41,22 @@ func (c *config) takesWeblog(address net.Addr) bool {
 	return isLoopback(address)
 }
 
-func (a *app) newWeblog(cmd *cobra.Command, c *config, logger *slog.Logger) *weblog {
+func newWeblog(c *config, logger *slog.Logger) *weblog {
 	w := &weblog{logger: logger, patience: c.Consumer.DrainTimeout}
 	w.connect = func() (*runPublisher, error) {
-		// Without a folder that was configured nothing is kept on disk: it is a
-		// service, which has no home.
-		return a.runPublisher(cmd, c, c.Publisher.SpoolDir == "", a.stderr)
+		pc, err := c.publisher(logger)
+		if err != nil {
+			return nil, err
+		}
+		pc.ConnectionName, pc.MaxMessageBytes = "waymark serve weblog", c.Consumer.MaxMessageBytes
+		// Without a folder that was configured nothing is kept on disk: a service
+		// has no home.
+		pc.Spool = publisher.Spool{Dir: c.Publisher.SpoolDir, MaxBytes: int64(c.Publisher.SpoolMaxBytes)}
+		p, err := publisher.New(pc)
+		if err != nil {
+			return nil, err
+		}
+		return &runPublisher{p: p, spool: c.Publisher.SpoolDir}, nil
 	}
 	w.receiver = nextflow.NewReceiver(nextflow.ReceiverConfig{Logger: logger, Publisher: w.publisher})
 	return w

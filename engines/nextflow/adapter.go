@@ -43,6 +43,9 @@ func (Adapter) Prepare(_ context.Context, l *engines.Launch) (engines.Watch, err
 		l.Logger.Warn("nextflow -bg goes on alone, and is not reported; leave -bg away, or post to waymark serve with -with-weblog")
 		return engines.Watch{}, nil
 	}
+	if c.offline() && !c.hasPlugin() {
+		return engines.Watch{}, errors.New("nextflow is offline, and the plugin nf-weblog is not installed: with -with-weblog it would not start")
+	}
 	users, err := c.usersReceiver()
 	if err != nil {
 		return engines.Watch{}, err

@@ -92,6 +92,29 @@ func (c *commandLine) option(name string) (index int, value string) {
 	return -1, ""
 }
 
+// offline reports whether Nextflow is told not to download anything.
+func (c *commandLine) offline() bool {
+	return c.launch.Getenv("NXF_OFFLINE") == "true" || slices.Contains(c.args[c.at:], "-offline")
+}
+
+// hasPlugin reports whether the plugin that posts is there.
+func (c *commandLine) hasPlugin() bool {
+	folder := c.launch.Getenv("NXF_PLUGINS_DIR")
+	if folder == "" {
+		folder = filepath.Join(c.home(), "plugins")
+	}
+	found, _ := filepath.Glob(filepath.Join(folder, "nf-weblog-*"))
+	return len(found) > 0
+}
+
+// home is Nextflow's own folder.
+func (c *commandLine) home() string {
+	if home := c.launch.Getenv("NXF_HOME"); home != "" {
+		return home
+	}
+	return filepath.Join(c.launch.Getenv("HOME"), ".nextflow")
+}
+
 // setReceiver has Nextflow post to an address.
 func (c *commandLine) setReceiver(address string) {
 	switch i, value := c.option("-with-weblog"); {
@@ -200,10 +223,7 @@ func (c *commandLine) projects() (scripts []string) {
 // configurations are the texts of the configuration that Nextflow may read, as
 // far as it is on this machine, without comments.
 func (c *commandLine) configurations() (texts []string) {
-	home := c.launch.Getenv("NXF_HOME")
-	if home == "" {
-		home = filepath.Join(c.launch.Getenv("HOME"), ".nextflow")
-	}
+	home := c.home()
 	assets := c.launch.Getenv("NXF_ASSETS")
 	if assets == "" {
 		assets = filepath.Join(home, "assets")

@@ -256,6 +256,7 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"nextflow", "run", "main.nf", "-c", weblog}, nil, "a weblog of its own"},
 		{[]string{"nextflow", "run", "main.nf", "-with-weblog", "mine"}, nil, "expected an http"},
 		{[]string{"srun", "nextflow", "run", "main.nf", "-with-weblog", "http://mine:1/x"}, nil, "stay as they are"},
+		{[]string{"nextflow", "run", "main.nf", "-offline"}, nil, "offline"},
 		{[]string{"nextflow", "kuberun", "x"}, nil, "cluster"},
 		{[]string{"sh", "-c", "nextflow run main.nf"}, nil, "command line of nextflow"},
 		{[]string{"make", "run"}, nil, "command line of nextflow"},
