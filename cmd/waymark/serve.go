@@ -56,9 +56,6 @@ http.weblog.`,
 				return err
 			}
 			s.migrate, s.drains = !noMigrate, c.Publisher.SpoolDir != ""
-			if s.listener != nil && c.takesWeblog(s.listener.Addr()) {
-				s.weblog = a.newWeblog(cmd, c, s.logger)
-			}
 			if a.getenv("GOGC") == "" {
 				debug.SetGCPercent(serveGCPercent)
 			}
@@ -163,6 +160,9 @@ func (a *app) server(ctx context.Context, c *config) (*server, error) {
 	}
 	if s.listener, err = listenHTTP(ctx, c.HTTP.Listen); err != nil {
 		return nil, errors.Join(err, s.db.Close())
+	}
+	if s.listener != nil && c.takesWeblog(s.listener.Addr()) {
+		s.weblog = newWeblog(c, s.logger)
 	}
 	return s, nil
 }
