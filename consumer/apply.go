@@ -57,6 +57,7 @@ func (c *Consumer) process(ctx context.Context, s *session, b *batch) error {
 	if err := s.ch.Ack(b.items[len(b.items)-1].tag, true); err != nil {
 		return broker.Explain(err)
 	}
+	s.settled = c.number
 	crashpoint.Hit("consumer.acked")
 	return nil
 }
@@ -174,7 +175,7 @@ func (c *Consumer) withoutUnknown(ctx context.Context, s *session, items []*item
 // a commit, the store recognises the batch.
 func (c *Consumer) applyUntilAnswered(ctx context.Context, s *session, items []*item, dead int) ([]workflow.Outcome, error) {
 	c.number++
-	b := &workflow.Batch{Queue: c.cfg.Queue, Consumer: c.id, Number: c.number, Session: s.id, Dead: dead, Deliveries: make([]workflow.Delivery, len(items)), Held: c.held(s)}
+	b := &workflow.Batch{Queue: c.cfg.Queue, Consumer: c.id, Number: c.number, Session: s.id, Settled: s.settled, Dead: dead, Deliveries: make([]workflow.Delivery, len(items)), Held: c.held(s)}
 	for i, it := range items {
 		b.Deliveries[i] = it.Delivery
 	}

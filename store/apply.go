@@ -137,10 +137,10 @@ type application struct {
 	// seen holds the known outcome of message ids; ids those of the deliveries.
 	seen map[uuid.UUID]workflow.Outcome
 	ids  []uuid.UUID
-	// chunks holds, by digest, log chunks that a redelivered message without an
-	// id may repeat; repeated those that were.
-	chunks   map[uuid.UUID][]int64
-	repeated []int64
+	// recent holds what a redelivered message without an id may repeat, repeated
+	// what such messages did repeat.
+	recent   recent
+	repeated map[recentBatch][]uuid.UUID
 
 	outcomes []workflow.Outcome
 	logs     []storedChunk
@@ -227,7 +227,7 @@ func (a *application) load(ctx context.Context) error {
 		findSeen(&q, keys, func(s seenID) { a.seen[s.id] = s.outcome })
 	}
 	if len(digests) > 0 {
-		q.Queue(sqlFindChunks, uuids(digests), a.batch.Session).Query(a.scanChunks)
+		q.Queue(sqlFindRecent, uuids(digests), a.batch.Session).Query(a.scanRecent)
 	}
 	if len(jobIDs) > 0 {
 		q.Queue(sqlLoadJobs, uuids(jobWorkflows), jobIDs).Query(a.scanJobs)
@@ -289,22 +289,16 @@ func (a *application) foldOne(d *workflow.Delivery, key uuid.UUID) workflow.Outc
 	if s == nil {
 		return workflow.Unknown
 	}
+	if key == uuid.Nil && d.Redelivered && a.repeats(d.Digest) {
+		return workflow.Duplicate
+	}
 	var outcome workflow.Outcome
 	if d.Submission != nil {
 		outcome = s.Submit(d.Submission)
 	} else {
-		if key == uuid.Nil && d.Redelivered && a.repeats(d.Digest) {
-			return workflow.Duplicate
-		}
 		outcome = s.Apply(d.Status)
-		first := true
 		for chunk := range d.Status.LogChunks() {
-			digest := uuid.Nil
-			if first && key == uuid.Nil {
-				digest = d.Digest
-			}
-			a.log(s, chunk, digest)
-			first = false
+			a.log(s, chunk)
 		}
 	}
 	if key != uuid.Nil {
@@ -312,19 +306,6 @@ func (a *application) foldOne(d *workflow.Delivery, key uuid.UUID) workflow.Outc
 		a.news = append(a.news, seenID{key, outcome})
 	}
 	return outcome
-}
-
-// repeats reports whether a redelivered message without an id was applied
-// before: a chunk of its digest was stored in an earlier session. Each chunk
-// stands for one delivery, so that of several equal lines none is lost.
-func (a *application) repeats(digest uuid.UUID) bool {
-	chunks := a.chunks[digest]
-	if len(chunks) == 0 {
-		return false
-	}
-	a.repeated = append(a.repeated, chunks[0])
-	a.chunks[digest] = chunks[1:]
-	return true
 }
 
 // write queues every statement that the fold asks for and sends them in one
@@ -337,6 +318,7 @@ func (a *application) write(ctx context.Context) error {
 	a.writeSubmissions(&q)
 	a.writeDocuments(&q)
 	a.writeLogs(&q)
+	a.writeRecent(&q)
 	a.writeHistory(&q)
 	remember(&q, a.news, a.now)
 	for chunk := range slices.Chunk(touched, idsPerNotification) {

@@ -292,6 +292,52 @@ func TestDuplicates(t *testing.T) {
 	}
 }
 
+// What was acknowledged a while ago says nothing about an equal message that is
+// delivered again now: that one has not had its effect.
+func TestDuplicatesOfTheSettled(t *testing.T) {
+	t.Parallel()
+	d := servicetest.Database(t)
+	db, sql := another(t, d), raw(t, d)
+	if _, err := db.Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	a := newApplier(db)
+	id := uuid.New()
+	tick := workflow.Delivery{Digest: uuid.New(), Status: &workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusRunning, Logs: "tick", EventTime: at(1)}}
+	tock := workflow.Delivery{Digest: uuid.New(), Status: &workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusRunning, Logs: "tock", EventTime: at(1)}}
+	again := func(d workflow.Delivery) workflow.Delivery { d.Redelivered = true; return d }
+	settled := func(n int64, deliveries ...workflow.Delivery) {
+		t.Helper()
+		b := a.batch(deliveries...)
+		b.Settled = n
+		if _, err := db.Apply(t.Context(), b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	age := func() {
+		t.Helper()
+		execute(t, sql, `UPDATE recent_deliveries SET at = at - interval '3 seconds'`)
+	}
+	a.apply(t, tick, tick) // 1
+	age()
+	settled(1, tock) // 2: 1 is acknowledged, and old
+	settled(2, tick) // 3: 2 is acknowledged, a moment ago
+	old := a.session
+	a.session = uuid.New()
+	// Of the last moments the broker may have forgotten the acknowledgement.
+	wantOutcomes(t, a.apply(t, again(tock), again(tick), again(tick), again(tock)), workflow.Duplicate, workflow.Duplicate, workflow.Applied, workflow.Applied)
+	// What was recognised is now of that session, and only of that.
+	a.session = uuid.New()
+	wantOutcomes(t, a.apply(t, again(tick), again(tick), again(tick)), workflow.Duplicate, workflow.Duplicate, workflow.Applied)
+	var left int
+	if err := sql.QueryRow(`SELECT coalesce(sum(cardinality(digests)), 0) FROM recent_deliveries WHERE session = $1`, old).Scan(&left); err != nil || left != 0 {
+		t.Errorf("of the first session %d digests are left (%v), want none", left, err)
+	}
+	if got := len(read(t, db, id).Logs); got != 7 {
+		t.Errorf("%d lines are stored, want 3 ticks and a tock of the first session, a tick and a tock of the second, a tick of the third", got)
+	}
+}
+
 // Ids of large batches are packed; they are known all the same, to whoever
 // delivers them again, in whatever company.
 func TestDuplicatesOfLargeBatches(t *testing.T) {

@@ -9,7 +9,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgtype"
 
 	"waymark/workflow"
 )
@@ -25,63 +24,36 @@ import (
 type storedChunk struct {
 	workflow.LogChunk
 	workflowID uuid.UUID
-	digest     uuid.UUID // of a message without id; else zero
-	beyond     bool      // behind the head
+	beyond     bool // behind the head
 }
 
 // log keeps a chunk of s to be stored.
-func (a *application) log(s *runState, chunk workflow.LogChunk, digest uuid.UUID) {
-	a.logs = append(a.logs, storedChunk{LogChunk: chunk, workflowID: s.Run.ID, digest: digest, beyond: s.logBytes >= a.db.cfg.MaxRunLogBytes/2})
+func (a *application) log(s *runState, chunk workflow.LogChunk) {
+	a.logs = append(a.logs, storedChunk{LogChunk: chunk, workflowID: s.Run.ID, beyond: s.logBytes >= a.db.cfg.MaxRunLogBytes/2})
 	s.logBytes += int64(len(chunk.Text))
 	s.logged, s.RunChanged = true, true
 }
 
-// What was cut is recognised as well as what is stored.
-const sqlFindChunks = `
-SELECT digest, seq FROM (
-    SELECT digest, seq FROM log_chunks WHERE digest = ANY($1) AND session <> $2
-    UNION ALL
-    SELECT digest, seq FROM cut_chunks WHERE digest = ANY($1) AND session <> $2) AS c ORDER BY seq`
-
-func (a *application) scanChunks(rows pgx.Rows) error {
-	a.chunks = make(map[uuid.UUID][]int64)
-	var digest uuid.UUID
-	var seq int64
-	_, err := pgx.ForEachRow(rows, []any{&digest, &seq}, func() error {
-		a.chunks[digest] = append(a.chunks[digest], seq)
-		return nil
-	})
-	return err
-}
-
 func (a *application) writeLogs(q *pgx.Batch) {
-	if len(a.repeated) > 0 {
-		// A chunk stands for one delivery of each session: the next redelivery
-		// of the same text must find another, or be stored.
-		for _, table := range []string{"log_chunks", "cut_chunks"} {
-			q.Queue(`UPDATE `+table+` SET session = $2 WHERE seq = ANY($1) AND digest IN (SELECT unnest($3::uuid[]))`, a.repeated, a.batch.Session, a.repeatedDigests())
-		}
-	}
 	if len(a.logs) == 0 {
 		return
 	}
 	n := len(a.logs)
-	ids, times, digests := make(uuidArray, n), make([]time.Time, n), make(uuidArray, n)
+	ids, times := make(uuidArray, n), make([]time.Time, n)
 	attempts, jobs, texts, beyond := make([]int32, n), make([]string, n), make([]string, n), make([]bool, n)
 	added := make(map[uuid.UUID]int)
 	for i, chunk := range a.logs {
 		ids[i], times[i], attempts[i], jobs[i], texts[i] = uuidValue(chunk.workflowID), chunk.At, int32(chunk.Attempt), chunk.JobID, chunk.Text
-		digests[i], beyond[i] = pgtype.UUID{Bytes: chunk.digest, Valid: chunk.digest != uuid.Nil}, chunk.beyond
+		beyond[i] = chunk.beyond
 		added[chunk.workflowID]++
 	}
-	q.Queue(`INSERT INTO log_chunks (workflow_id, event_time, digest, session, attempt, beyond, job_id, body)
-		SELECT id, at, digest, CASE WHEN digest IS NOT NULL THEN $8::uuid END, attempt, beyond, job, body
-		FROM unnest($1::uuid[], $2::timestamptz[], $3::uuid[], $4::integer[], $5::boolean[], $6::text[], $7::text[]) AS l(id, at, digest, attempt, beyond, job, body)`,
-		ids, times, digests, attempts, beyond, jobs, texts, a.batch.Session)
+	q.Queue(`INSERT INTO log_chunks (workflow_id, event_time, attempt, beyond, job_id, body)
+		SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::integer[], $4::boolean[], $5::text[], $6::text[])`,
+		ids, times, attempts, beyond, jobs, texts)
 	for _, id := range a.order {
 		if s := a.states[id]; s != nil && added[id] > 0 {
 			if excess := s.logBytes - a.db.cfg.MaxRunLogBytes; excess > 0 {
-				q.Queue(sqlCutLogs, id, excess, min(2*int64(added[id])+excess/128+16, mostCut), a.now)
+				q.Queue(sqlCutLogs, id, excess, min(2*int64(added[id])+excess/128+16, mostCut))
 			}
 		}
 	}
@@ -103,23 +75,13 @@ oldest AS (
 gone AS (
     DELETE FROM log_chunks AS l USING oldest AS o
     WHERE l.workflow_id = $1 AND l.job_id = o.job_id AND l.event_time = o.event_time AND l.seq = o.seq AND o.through - o.n < $2 AND o.followed
-    RETURNING l.seq, l.job_id, l.event_time, l.digest, l.session, o.n),
-known AS (
-    INSERT INTO cut_chunks (digest, session, seq, cut_at) SELECT digest, session, seq, $4 FROM gone WHERE digest IS NOT NULL),
+    RETURNING l.seq, l.job_id, l.event_time, o.n),
 noted AS (
     INSERT INTO log_cuts AS c (workflow_id, job_id, bytes, chunks, first_at, first_seq, last_seq)
     SELECT $1, job_id, sum(n), count(*), min(event_time), min(seq), max(seq) FROM gone GROUP BY job_id
     ON CONFLICT (workflow_id, job_id) DO UPDATE SET bytes = c.bytes + excluded.bytes, chunks = c.chunks + excluded.chunks,
         first_at = least(c.first_at, excluded.first_at), first_seq = least(c.first_seq, excluded.first_seq), last_seq = excluded.last_seq)
 UPDATE workflows SET log_bytes = log_bytes - (SELECT coalesce(sum(n), 0) FROM gone) WHERE id = $1`
-
-// repeatedDigests are the digests that redelivered messages were recognised by.
-func (a *application) repeatedDigests() (digests uuidArray) {
-	for digest := range a.chunks {
-		digests = append(digests, uuidValue(digest))
-	}
-	return digests
-}
 
 // logCuts returns the marks of what was left out of the logs that f chooses, in
 // the order of the log.
@@ -148,12 +110,11 @@ func (db *DB) logCuts(ctx context.Context, id uuid.UUID, f workflow.LogFilter) (
 // inLog compares two entries by their places in the log.
 func inLog(a, b workflow.LogEntry) int { return cmp.Or(a.At.Compare(b.At), cmp.Compare(a.Seq, b.Seq)) }
 
-// withMarks puts marks into a page of the log: those behind after, which is nil
-// at the beginning of the log, and, if there is more behind the page, before the
-// end of it.
-func withMarks(entries, marks []workflow.LogEntry, after *workflow.LogEntry, more bool) []workflow.LogEntry {
+// withMarks puts marks into a page of the log: those that lie between from and
+// to, of which nil is the beginning or the end of the log.
+func withMarks(entries, marks []workflow.LogEntry, from, to *workflow.LogEntry) []workflow.LogEntry {
 	marks = slices.DeleteFunc(marks, func(m workflow.LogEntry) bool {
-		return (after != nil && inLog(m, *after) <= 0) || (more && inLog(m, entries[len(entries)-1]) > 0)
+		return (from != nil && inLog(m, *from) <= 0) || (to != nil && inLog(m, *to) > 0)
 	})
 	if len(marks) == 0 {
 		return entries

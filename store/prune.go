@@ -55,14 +55,14 @@ func (db *DB) Prune(ctx context.Context, before time.Time) (forgotten int64, err
 	}
 	for {
 		result, err := db.reads.ExecContext(ctx, `
-			DELETE FROM cut_chunks WHERE ctid = ANY (ARRAY(
-				SELECT ctid FROM cut_chunks WHERE cut_at < $1 LIMIT $2 FOR UPDATE SKIP LOCKED))`, before, pruneRows)
+			DELETE FROM recent_deliveries WHERE (session, batch) IN (
+				SELECT session, batch FROM recent_deliveries WHERE at < $1 LIMIT $2 FOR UPDATE SKIP LOCKED)`, before, pruneRows)
 		if err != nil {
-			return forgotten, fmt.Errorf("forgetting log chunks that were cut: %w", translate(err))
+			return forgotten, fmt.Errorf("forgetting recent deliveries: %w", translate(err))
 		}
 		n, err := result.RowsAffected()
 		if err != nil {
-			return forgotten, fmt.Errorf("forgetting log chunks that were cut: %w", err)
+			return forgotten, fmt.Errorf("forgetting recent deliveries: %w", err)
 		}
 		if n < pruneRows {
 			break

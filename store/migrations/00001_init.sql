@@ -119,22 +119,18 @@ CREATE TABLE engine_documents (
     document    json        NOT NULL
 );
 
--- Logs, append-only. digest and session are set for messages without an id:
--- they recognise a redelivery. beyond marks what came when the run had used half
--- of what it may store: the oldest of it gives way to what comes later.
+-- Logs, append-only. beyond marks what came when the run had used half of what
+-- it may store: the oldest of it gives way to what comes later.
 CREATE TABLE log_chunks (
     seq         bigint      GENERATED ALWAYS AS IDENTITY,
     workflow_id uuid        NOT NULL,
     event_time  timestamptz NOT NULL,
-    digest      uuid,
-    session     uuid,
     attempt     integer     NOT NULL,
     beyond      boolean     NOT NULL DEFAULT false,
     job_id      text        COLLATE "C" NOT NULL DEFAULT '',
     body        text        NOT NULL,
     PRIMARY KEY (workflow_id, job_id, event_time, seq)
 );
-CREATE INDEX log_chunks_digest ON log_chunks (digest) WHERE digest IS NOT NULL;
 CREATE INDEX log_chunks_beyond ON log_chunks (workflow_id, seq) WHERE beyond;
 
 -- What was cut from the middle of the logs of a run, by job.
@@ -149,16 +145,16 @@ CREATE TABLE log_cuts (
     PRIMARY KEY (workflow_id, job_id)
 ) WITH (fillfactor = 50);
 
--- The digests of chunks that were cut: what was left out does not come back by
--- a redelivery.
-CREATE TABLE cut_chunks (
-    digest  uuid        NOT NULL,
+-- The digests of deliveries without a message id, by the session with the broker
+-- and the batch they came in, for as long as their acknowledgement may be lost:
+-- by them such a message is recognised that is delivered again.
+CREATE TABLE recent_deliveries (
     session uuid        NOT NULL,
-    seq     bigint      NOT NULL,
-    cut_at  timestamptz NOT NULL
-);
-CREATE INDEX cut_chunks_digest ON cut_chunks (digest);
-CREATE INDEX cut_chunks_age    ON cut_chunks USING brin (cut_at);
+    batch   bigint      NOT NULL,
+    at      timestamptz NOT NULL DEFAULT now(),
+    digests uuid[]      NOT NULL,
+    PRIMARY KEY (session, batch)
+) WITH (autovacuum_vacuum_scale_factor = 0.05);
 
 -- For each attempt and status of a run, the earliest claim of it.
 CREATE TABLE status_changes (
@@ -420,7 +416,7 @@ COMMENT ON TABLE submissions      IS 'Internal. The submission that registered e
 COMMENT ON TABLE engine_documents IS 'Internal. The latest engine-specific document of each workflow.';
 COMMENT ON TABLE log_chunks       IS 'Internal. Read workflow_logs.';
 COMMENT ON TABLE log_cuts         IS 'Internal. Read workflow_log_cuts.';
-COMMENT ON TABLE cut_chunks       IS 'Internal. Digests of log chunks that were cut.';
+COMMENT ON TABLE recent_deliveries IS 'Internal. Digests of deliveries without a message id.';
 COMMENT ON TABLE status_changes   IS 'Internal. Read status_history.';
 COMMENT ON TABLE seen_messages    IS 'Internal. Message ids that had their effect (0 none, 1 applied, 2 duplicate, 3 stale).';
 COMMENT ON TABLE seen_batches     IS 'Internal. The same for the ids of large batches, packed.';
