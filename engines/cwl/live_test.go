@@ -402,14 +402,14 @@ func TestEngineIsKilled(t *testing.T) {
 func TestScript(t *testing.T) {
 	l := newLive(t, "sh", "./script.sh")
 	l.write("script.sh", `
-yes 'WARNING of a job that talks too much, again and again and again' | head -n 200000 >&2
+yes 'WARNING of a job that talks too much, again and again and again' | head -n 50000 >&2
 cwltool --quiet --outdir out loud.cwl || true
 cwltool --quiet --outdir out gen.cwl gen.yml
 `)
 	l.write("loud.cwl", `
 cwlVersion: v1.2
 class: CommandLineTool
-baseCommand: [sh, -c, 'yes "[job loud.cwl] a line" | head -n 100000 >&2; exit 4']
+baseCommand: [sh, -c, 'yes "[job loud.cwl] a line" | head -n 50000 >&2; exit 4']
 inputs: {}
 outputs: {}
 `)

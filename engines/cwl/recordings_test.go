@@ -19,6 +19,7 @@ import (
 const recordings = "../../testdata/engines/cwl"
 
 func TestContract(t *testing.T) {
+	t.Parallel() // with the live tests, which wait a lot
 	enginetest.Contract(t, enginetest.Config{
 		New:        func(id uuid.UUID) engines.Reducer { return newReducer(id) },
 		Recordings: enginetest.Recordings(t, recordings),
