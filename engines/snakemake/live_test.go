@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -28,6 +29,10 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "relay" {
 		engines.Relay()
 		return
+	}
+	if signal.Ignored(os.Interrupt) {
+		// As for what a script starts in the background. The engine would inherit it.
+		signal.Notify(make(chan os.Signal, 1), os.Interrupt)
 	}
 	os.Exit(m.Run())
 }
@@ -436,15 +441,15 @@ rule slow:
 `
 
 func TestSignals(t *testing.T) {
-	for _, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
-		t.Run(signal.String(), func(t *testing.T) {
+	for _, number := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
+		t.Run(number.String(), func(t *testing.T) {
 			l := newLive(t, slow, "-j2")
 			ctx, cancel := context.WithCancelCause(t.Context())
 			defer cancel(nil)
 			var stopped sync.WaitGroup
 			stopped.Go(func() {
 				l.waitFor("started*")
-				cancel(&engines.StopError{Signal: signal})
+				cancel(&engines.StopError{Signal: number})
 			})
 			out := l.watch(ctx)
 			stopped.Wait()
