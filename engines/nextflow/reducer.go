@@ -267,7 +267,7 @@ func (r *reducer) jobOf(t *trace, to engines.Story) *task {
 	if k := r.tasks[string(t.TaskID)]; k != nil {
 		return k
 	}
-	name := cmp.Or(clip(string(t.Name)), clip(string(t.Process)), "task "+clip(string(t.TaskID)))
+	name := cmp.Or(clip(strings.TrimSpace(string(t.Name))), clip(strings.TrimSpace(string(t.Process))), "task "+clip(string(t.TaskID)))
 	attempt := 1
 	if t.Attempt.known && t.Attempt.value > 1 && t.Attempt.value < 1e6 {
 		attempt = int(t.Attempt.value)
@@ -293,7 +293,8 @@ func (r *reducer) jobOf(t *trace, to engines.Story) *task {
 	if n := len(r.named[name]); n > 0 { // a tag that several tasks share
 		stable = fmt.Sprintf("%s#%d", name, n+1)
 	}
-	k := &task{job: engines.JobID(r.id, Engine, stable), name: name, path: processPath(t), taskID: string(t.TaskID), attempt: attempt}
+	path, inside := place(name)
+	k := &task{job: engines.JobID(r.id, Engine, stable), name: inside, path: path, taskID: string(t.TaskID), attempt: attempt}
 	r.tasks[k.taskID] = k
 	r.named[name] = append(r.named[name], k)
 	r.jobs = append(r.jobs, k)
@@ -347,11 +348,15 @@ func (r *reducer) End(x engines.Exit, to engines.Story) engines.Ending {
 	return e
 }
 
-// processPath is where a task stands: its process in its workflows.
-func processPath(t *trace) string {
-	name := cmp.Or(string(t.Process), string(t.Name))
-	name, _, _ = strings.Cut(name, " (")
-	return clip(strings.ReplaceAll(name, ":", "/"))
+// place splits what Nextflow calls a task, WORKFLOW:PROCESS (tag), into the
+// workflows around it and its name there.
+func place(name string) (path, inside string) {
+	process, _, _ := strings.Cut(name, " (")
+	end := strings.LastIndexByte(process, ':')
+	if end < 0 || strings.TrimSpace(name[end+1:]) == "" {
+		return "", name
+	}
+	return strings.ReplaceAll(name[:end], ":", "/"), name[end+1:]
 }
 
 // script is the command of a task, without what surrounds it.

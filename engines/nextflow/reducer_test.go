@@ -90,9 +90,9 @@ func TestRecordings(t *testing.T) {
 func TestDetails(t *testing.T) {
 	r := enginetest.Read(t, filepath.Join(recordings, "ignored"))
 	told := enginetest.Tell(newReducer(enginetest.WorkflowID), r.Events, r.Exit)
-	got, _ := told.Job("NFCORE_HLA:HLA:MAP (s1)")
+	got, _ := told.Job("MAP (s1)")
 	want := enginetest.Job{
-		ID: engines.JobID(enginetest.WorkflowID, Engine, "NFCORE_HLA:HLA:MAP (s1)"), Name: "NFCORE_HLA:HLA:MAP (s1)", Path: "NFCORE_HLA/HLA/MAP",
+		ID: engines.JobID(enginetest.WorkflowID, Engine, "NFCORE_HLA:HLA:MAP (s1)"), Name: "MAP (s1)", Path: "NFCORE_HLA/HLA",
 		Command: "run NFCORE_HLA:HLA:MAP", Status: workflow.JobFinished, Attempt: 2, Timed: true,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

@@ -253,8 +253,12 @@ func (k *known) title() string {
 	return clip(cmp.Or(strings.TrimSpace(k.Name), fmt.Sprintf("%s[%d]", k.Stage, k.Index)), maxTitle)
 }
 
-// path is where the job stands: sub-workflows and stage.
+// path is where the job stands: sub-workflows and, if the job is not called as
+// it, stage.
 func (k *known) path() string {
+	if k.title() == k.Stage {
+		return clip(strings.Trim(k.Offset, "/"), maxPath)
+	}
 	return clip(strings.TrimPrefix(path.Join("/", k.Offset, k.Stage), "/"), maxPath)
 }
 

@@ -128,8 +128,8 @@ func TestDetails(t *testing.T) {
 	work := "/srv/wf/yad/work"
 	want := []string{
 		"generate_0 | generate | echo generating ttbar; sleep 1; seq 1 20 > " + work + "/generate_0/events.txt | 0 | timed true",
-		"merge | merge | cat ",
-		"skim | select/0/skim | cp " + work + "/generate_0/events.txt " + work + "/select_0/skim/skim.txt | 0 | timed true",
+		"merge |  | cat ",
+		"skim | select/0 | cp " + work + "/generate_0/events.txt " + work + "/select_0/skim/skim.txt | 0 | timed true",
 	}
 	for _, w := range want {
 		if !slices.ContainsFunc(got, func(g string) bool { return strings.HasPrefix(g, w) }) {
@@ -238,7 +238,7 @@ func TestEnds(t *testing.T) {
 		told := enginetest.Tell(newReducer(enginetest.WorkflowID), hook(hello, begin, defined, failed, last), engines.Exit{Code: 1})
 		got, _ := told.Job("a")
 		want := enginetest.Job{
-			ID: engines.JobID(enginetest.WorkflowID, Engine, "/a[0]"), Name: "a", Path: "a", Status: workflow.JobFailed, Attempt: 1, ExitCode: 7, Timed: true,
+			ID: engines.JobID(enginetest.WorkflowID, Engine, "/a[0]"), Name: "a", Status: workflow.JobFailed, Attempt: 1, ExitCode: 7, Timed: true,
 			Logs: "2026-11-21 | pack.a.step |  ERROR | subprocess failed. code: 7,  command false\n", Diagnostics: "subprocess failed. code: 7,  command false",
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
