@@ -381,7 +381,7 @@ func TestEngineIsKilled(t *testing.T) {
 	go func() { done <- l.watch(context.Background()) }()
 	l.run.Until(t, "running", func(v enginetest.View) bool { return v.Counts().Running == 1 })
 	pid := 0
-	for deadline := time.Now().Add(time.Minute); pid == 0 && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(time.Minute); pid == 0 && time.Now().Before(deadline); <-time.After(20 * time.Millisecond) {
 		doc, _ := os.ReadFile(parent)
 		if bytes.HasSuffix(doc, []byte("\n")) {
 			_, _ = fmt.Sscan(string(doc), &pid)

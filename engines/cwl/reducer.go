@@ -63,8 +63,8 @@ type engine struct {
 	jobs     map[string]*job
 	order    []*job
 	byThread map[string]*job
-	before   int // jobs of what this process ran before
-	name     string
+	before   int    // jobs of what this process ran before
+	name     string // of the workflow, empty if only cwltool --pack has told of it
 	root     *workflowNode
 	planned  bool
 	graph    *graph
@@ -521,10 +521,12 @@ func (r *reducer) tooLarge(p *engine, rec *record, to engines.Story) {
 // starting is a step that has its inputs.
 func (r *reducer) starting(p *engine, rec *record, to engines.Story) {
 	if rec.Workflow != nil && len(rec.At) == 0 && (p.root == nil || p.name != rec.arg(0)) {
-		if p.root != nil { // the same process runs another workflow
+		if p.root != nil && p.name != "" { // the same process runs another workflow
 			p.before += p.root.jobs
 		}
-		p.before = max(p.before, len(p.jobs))
+		if p.root == nil || p.name != "" {
+			p.before = max(p.before, len(p.jobs))
+		}
 		p.name, p.planned = rec.arg(0), true
 		p.root = newWorkflowNode(rec.Workflow, rec.Inputs, nil)
 		p.graph = newGraph(rec.Workflow)
@@ -574,7 +576,7 @@ func (r *reducer) pack(e engines.Event, to engines.Story) {
 	if p.root != nil || p.planned {
 		return
 	}
-	p.planned, p.name = true, "\x00packed"
+	p.planned = true
 	if doc.Workflow.Class == "Workflow" {
 		p.root = newWorkflowNode(doc.Workflow, doc.Inputs, nil)
 		seen := p.graph

@@ -105,3 +105,24 @@ func TestOutput(t *testing.T) {
 		}
 	}
 }
+
+// What cwltool --pack says counts until the hook knows better.
+func TestPackThenHook(t *testing.T) {
+	pack := `{"workflow": {"class": "Workflow", "steps": [{"id": "a", "run": {"class": "CommandLineTool"}}, {"id": "b", "run": {"class": "CommandLineTool"}}]}, "inputs": {}}`
+	events := append(written("INFO [job a] /tmp/a$ true"), engines.Event{Source: packSource, Line: []byte(pack)}, engines.Event{Source: packSource, Line: []byte("{")})
+	told := enginetest.Tell(newReducer(enginetest.WorkflowID), events, engines.Exit{Code: 137})
+	if told.Counts.Total != 2 || told.Specific["total_from"] == nil {
+		t.Errorf("the counts are %+v, of %v; want a total of 2", told.Counts, told.Specific)
+	}
+	var workflow map[string]any
+	if err := json.Unmarshal([]byte(pack), &workflow); err != nil {
+		t.Fatal(err)
+	}
+	steps := workflow["workflow"].(map[string]any)
+	steps["steps"] = append(steps["steps"].([]any), map[string]any{"id": "c", "run": map[string]any{"class": "CommandLineTool"}})
+	events = append(events, say(t, 7, "INFO", msgStarting, map[string]any{"at": []any{}, "step": "a", "in": map[string]any{}, "workflow": steps, "inputs": map[string]any{}}, "workflow ", "step a"))
+	told = enginetest.Tell(newReducer(enginetest.WorkflowID), events, engines.Exit{Code: 137})
+	if told.Counts.Total != 3 {
+		t.Errorf("the counts are %+v, want a total of 3", told.Counts)
+	}
+}
