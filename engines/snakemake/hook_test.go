@@ -141,6 +141,18 @@ snakemake.logging.logger.info("", extra=dict(event="job_finished", job_id=1))
 	}
 }
 
+// TestHookInSubprocess keeps silent in a Snakemake that works for another.
+func TestHookInSubprocess(t *testing.T) {
+	output, lines := hooked(t, "snakemake9", `
+import _stub
+_stub.Workflow.exec_mode = _stub.Mode.SUBPROCESS
+`+stubRun, false)
+	told := tellLines(lines, 1)
+	if len(told.Jobs) > 0 || !strings.Contains(output, "success False") {
+		t.Errorf("it tells %+v, and prints %q", told.Jobs, output)
+	}
+}
+
 // TestHookIsForked has children of Snakemake speak, too: each for itself.
 func TestHookIsForked(t *testing.T) {
 	_, lines := hooked(t, "snakemake9", `

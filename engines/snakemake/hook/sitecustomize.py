@@ -67,7 +67,7 @@ class _Watcher:
 
 def _begin():
     sys.path[:] = [p for p in sys.path if not isinstance(p, str) or os.path.abspath(p) != _here]
-    if os.environ.get("WAYMARK_SOCKET"):
+    if os.environ.get("WAYMARK_SOCKET") and sys.version_info >= (3, 5):  # Python 2 knows no find_spec
         sys.meta_path.insert(0, _Watcher())
 
 

@@ -334,7 +334,7 @@ class Report:
     def _began(self, scheduler):
         workflow = scheduler.workflow
         mode = getattr(workflow, "exec_mode", getattr(workflow, "mode", None))
-        if getattr(mode, "value", mode) not in (0, None):
+        if getattr(mode, "name", mode) in (1, 2, "SUBPROCESS", "REMOTE"):
             self.mute = True
             return
         # Jobs and what they run are no business of ours: they get the
@@ -344,18 +344,19 @@ class Report:
         self.length = None
         self.mute = False
         self.decides = False
+        dryrun = bool(getattr(scheduler, "dryrun", False))
         self.send(
             level="x_run",
             version=_version(),
-            dryrun=bool(scheduler.dryrun),
+            dryrun=dryrun,
             snakefile=_plain(getattr(workflow, "main_snakefile", None)),
             workdir=os.getcwd(),
             start=self.start,
             depth=_depth(),
         )
-        self.mute = bool(scheduler.dryrun)
+        self.mute = dryrun
         self._graph(scheduler)
-        self.decides = not self.mute  # for now: see _try
+        self.decides = not self.mute  # until something is not as expected: see _try
 
     def _leave_environment(self):
         os.environ.pop("WAYMARK_SOCKET", None)
@@ -380,7 +381,10 @@ class Report:
         if len(jobs) <= _NODES:
             ids = {j: dag.jobid(j) for j in jobs}
             rec["nodes"] = [self._node(ids[j], j) for j in sorted(jobs, key=ids.get)]
-            rec["edges"] = sorted([ids[d], ids[j]] for j in jobs for d in dag.dependencies.get(j, ()) if d in ids)
+            try:
+                rec["edges"] = sorted([ids[d], ids[j]] for j in jobs for d in dag.dependencies.get(j, ()) if d in ids)
+            except Exception:  # the jobs are worth more
+                pass
         else:
             rec["norun"] = sum(1 for j in jobs if getattr(j.rule, "norun", False))
         self.send(level="x_dag", **rec)

@@ -1,4 +1,5 @@
 """A scheduler in the shape of Snakemake 8 and 9; see README.md."""
+import enum
 
 
 class Rule:
@@ -41,12 +42,14 @@ class Dag:
         return job in self.done
 
 
-class Mode:
-    value = 0
+class Mode(enum.Enum):
+    DEFAULT = 0
+    SUBPROCESS = 1
+    REMOTE = 2
 
 
 class Workflow:
-    exec_mode = Mode
+    exec_mode = Mode.DEFAULT
     main_snakefile = "/srv/wf/Snakefile"
 
     def __init__(self):
