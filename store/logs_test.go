@@ -194,3 +194,97 @@ func TestTailHasTheMark(t *testing.T) {
 		}
 	}
 }
+
+// A page of a log ends where its texts fill it, however many chunks were asked
+// for, and the pages have each chunk once, from either end.
+func TestPagesOfLargeLogs(t *testing.T) {
+	t.Parallel()
+	const mebi, most = 1 << 20, 5 << 20
+	db := open(t)
+	a := newApplier(db)
+	id := uuid.New()
+	var want []string
+	sizes := []int{mebi, mebi, 5, 3 * mebi, 4 * mebi, 7, 7, 4*mebi - 1, 2, mebi, 3 * mebi, 1, mebi}
+	for i, size := range sizes {
+		word := fmt.Sprintf("%02d", i)
+		want = append(want, word)
+		a.apply(t, status(workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusRunning, EventTime: at(i / 3), Jobs: []workflow.JobReport{
+			{ID: fmt.Sprint("job", i%4), Logs: word + strings.Repeat("x", size)}}}))
+	}
+	for name, f := range map[string]workflow.LogFilter{"forward": {Limit: 10_000}, "few": {Limit: 3}, "backward": {Tail: 10_000}, "few backward": {Tail: 2}} {
+		f.AllJobs = true
+		var got []string
+		pages := 0
+		for {
+			page, err := db.Logs(t.Context(), id, f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pages++
+			var words []string
+			bytes := 0
+			for i, e := range page.Items {
+				bytes += len(e.Text)
+				words = append(words, e.Text[:2])
+				if i > 0 && (e.At.Before(page.Items[i-1].At) || e.At.Equal(page.Items[i-1].At) && e.Seq <= page.Items[i-1].Seq) {
+					t.Errorf("%s: chunk %s is out of order on page %d", name, e.Text[:2], pages)
+				}
+			}
+			if limit := max(f.Limit, f.Tail); len(words) > limit {
+				t.Errorf("%s: page %d has %d chunks, want %d at most", name, pages, len(words), limit)
+			}
+			if bytes > 4*mebi+most {
+				t.Errorf("%s: page %d holds %d bytes, want 4 MiB and one chunk at most", name, pages, bytes)
+			}
+			if f.Tail > 0 {
+				got = append(words, got...)
+			} else {
+				got = append(got, words...)
+			}
+			if f.Cursor = page.Next; page.Next == "" {
+				break
+			}
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("%s, %d pages (-want, +got):\n%s", name, pages, d)
+		}
+		if pages < 4 {
+			t.Errorf("%s: 18 MiB came on %d pages, want 4 at least", name, pages)
+		}
+	}
+}
+
+// The mark of a cut is on one page, whichever way one goes.
+func TestPagesHaveTheMarkOnce(t *testing.T) {
+	t.Parallel()
+	db := open(t, func(c *store.Config) { c.MaxRunLogBytes = 2000 })
+	a := newApplier(db)
+	id := uuid.New()
+	for i := range 40 {
+		a.apply(t, status(workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusRunning, EventTime: at(i), Logs: strings.Repeat("x", 100)}))
+	}
+	for n := 1; n < 25; n++ {
+		for name, f := range map[string]workflow.LogFilter{"forward": {Limit: n}, "backward": {Tail: n}} {
+			marks, chunks := 0, 0
+			for {
+				page, err := db.Logs(t.Context(), id, f)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, e := range page.Items {
+					if e.Cut > 0 {
+						marks++
+					} else {
+						chunks++
+					}
+				}
+				if f.Cursor = page.Next; page.Next == "" {
+					break
+				}
+			}
+			if marks != 1 || chunks != 20 {
+				t.Errorf("%s, %d a page: %d marks and %d chunks, want 1 and 20", name, n, marks, chunks)
+			}
+		}
+	}
+}

@@ -23,8 +23,9 @@ func TestQueriesFindTheirIndex(t *testing.T) {
 		query string
 		want  []string
 	}{
-		"latest run by name": {sqlOwners + ` SELECT * FROM latest`, []string{"using workflows_run", "(owner > latest"}},
-		"view by status":     {`SELECT name FROM workflow_status WHERE status = $1 ORDER BY created_at DESC LIMIT 20`, []string{"using workflows_status", "Index Cond"}},
+		"latest run by name":           {strings.ReplaceAll(sqlOwners, "$2", "''") + ` SELECT * FROM latest`, []string{"using workflows_run", "(owner > latest"}},
+		"latest run by name and owner": {strings.ReplaceAll(sqlOwners, "$2", "'ada'") + ` SELECT * FROM latest`, []string{"using workflows_run", "(owner >= 'ada'"}},
+		"view by status":               {`SELECT name FROM workflow_status WHERE status = $1 ORDER BY created_at DESC LIMIT 20`, []string{"using workflows_status", "Index Cond"}},
 		"number of a run": {`SELECT max(run_number) FROM workflows WHERE owner = 'ada' AND name = $1 AND run_number > 0`,
 			[]string{"using workflows_run", "(owner = 'ada'::text)"}},
 	} {

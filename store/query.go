@@ -1,12 +1,15 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -282,36 +285,55 @@ type logCursor struct {
 	Seq int64
 }
 
+// LogCursor is the cursor of what follows e in a log or, with a
+// workflow.LogFilter that has Tail, of what precedes it.
+func LogCursor(e workflow.LogEntry) string { return cursor(logCursor{e.At.UTC(), e.Seq}) }
+
+// logPageBytes is how much text a page of a log holds, and its last chunk: a
+// run may have thousands of chunks of a mebibyte.
+const logPageBytes = 4 << 20
+
+// logPage is the text of one page of a log. The places are sorted without the
+// texts, by the primary key alone: an index of all jobs' chunks by time would
+// add a third to what each chunk writes to the database's log, for a list that
+// people seldom ask for.
+const logPage = `
+SELECT seq, event_time, attempt, job_id, body, followed FROM (
+    SELECT l.seq, l.event_time, l.attempt, l.job_id, l.body, row_number() OVER page AS place,
+           lead(l.seq) OVER page IS NOT NULL AS followed, sum(octet_length(l.body)) OVER page - octet_length(l.body) AS bytes_before
+    FROM (SELECT job_id, event_time, seq FROM log_chunks WHERE %[1]s ORDER BY event_time %[2]s, seq %[2]s LIMIT @limit + 1) AS k
+    JOIN log_chunks AS l ON l.workflow_id = @id AND l.job_id = k.job_id AND l.event_time = k.event_time AND l.seq = k.seq
+    WINDOW page AS (ORDER BY l.event_time %[2]s, l.seq %[2]s ROWS UNBOUNDED PRECEDING)) AS c
+WHERE place <= @limit AND bytes_before < @bytes ORDER BY place`
+
 // Logs returns one page of the log that f chooses, in the order of event time
-// and then of arrival.
+// and then of arrival. Page.Next is the cursor of the page that follows or, with
+// f.Tail, that precedes. A page ends before it has all that f allows once its
+// texts take 4 MiB.
 func (db *DB) Logs(ctx context.Context, id uuid.UUID, f workflow.LogFilter) (workflow.Page[workflow.LogEntry], error) {
 	var page workflow.Page[workflow.LogEntry]
 	limit, err := pageSize(f.Limit, 1000, 10000)
 	if err != nil {
 		return page, err
 	}
-	if f.Tail < 0 || (f.Tail > 0 && f.Cursor != "") {
-		return page, fmt.Errorf("tail %d: expected a positive number, and no cursor beside it", f.Tail)
+	if f.Tail < 0 {
+		return page, fmt.Errorf("tail %d: expected a positive number", f.Tail)
 	}
-	var after *workflow.LogEntry // what is before the page, if anything is
-	q := db.gorm.WithContext(ctx).Table("log_chunks").Select("seq, event_time, attempt, job_id, body").Where("workflow_id = ?", id)
+	where, direction, beyond := "workflow_id = @id", "ASC", ">"
+	if f.Tail > 0 {
+		limit, direction, beyond = f.Tail, "DESC", "<"
+	}
 	if !f.AllJobs {
-		q = q.Where("job_id = ?", f.JobID)
+		where += " AND job_id = @job"
 	}
-	switch {
-	case f.Tail > 0:
-		limit = f.Tail
-		q = q.Order("event_time DESC, seq DESC").Limit(limit)
-	default:
-		q = q.Order("event_time, seq").Limit(limit + 1)
-	}
+	var from, to *workflow.LogEntry // what the page lies between, if there is anything
+	var c logCursor
 	if f.Cursor != "" {
-		var c logCursor
 		if err := parseCursor(f.Cursor, &c); err != nil {
 			return page, err
 		}
-		q = q.Where("(event_time, seq) > (?, ?)", c.At, c.Seq)
-		after = &workflow.LogEntry{Seq: c.Seq, LogChunk: workflow.LogChunk{At: c.At}}
+		where += " AND (event_time, seq) " + beyond + " (@at, @seq)"
+		from = &workflow.LogEntry{Seq: c.Seq, LogChunk: workflow.LogChunk{At: c.At}}
 	}
 	var rows []struct {
 		Seq       int64
@@ -319,32 +341,33 @@ func (db *DB) Logs(ctx context.Context, id uuid.UUID, f workflow.LogFilter) (wor
 		Attempt   int
 		JobID     string
 		Body      string
+		Followed  bool
 	}
 	page.AsOf = db.now()
-	if err := q.Find(&rows).Error; err != nil {
+	err = db.gorm.WithContext(ctx).Raw(fmt.Sprintf(logPage, where, direction), map[string]any{
+		"id": id, "job": f.JobID, "at": c.At, "seq": c.Seq, "limit": int64(limit), "bytes": logPageBytes}).Scan(&rows).Error
+	if err != nil {
 		return page, fmt.Errorf("reading the logs of %s: %w", id, translate(err))
-	}
-	if len(rows) > limit {
-		rows = rows[:limit]
-		last := rows[limit-1]
-		page.Next = cursor(logCursor{last.EventTime.UTC(), last.Seq})
 	}
 	page.Items = make([]workflow.LogEntry, len(rows))
 	for i, r := range rows {
-		k := i
-		if f.Tail > 0 {
-			k = len(rows) - 1 - i
+		page.Items[i] = workflow.LogEntry{Seq: r.Seq, LogChunk: workflow.LogChunk{JobID: r.JobID, Attempt: r.Attempt, At: r.EventTime.UTC(), Text: r.Body}}
+	}
+	if n := len(rows); n > 0 && rows[n-1].Followed {
+		to = &page.Items[n-1]
+		page.Next = LogCursor(*to)
+	}
+	if f.Tail > 0 {
+		slices.Reverse(page.Items)
+		if from, to = to, from; from != nil {
+			from = &page.Items[0]
 		}
-		page.Items[k] = workflow.LogEntry{Seq: r.Seq, LogChunk: workflow.LogChunk{JobID: r.JobID, Attempt: r.Attempt, At: r.EventTime.UTC(), Text: r.Body}}
 	}
 	marks, err := db.logCuts(ctx, id, f)
 	if err != nil {
 		return page, err
 	}
-	if f.Tail > 0 && len(rows) == limit {
-		after = &page.Items[0]
-	}
-	page.Items = withMarks(page.Items, marks, after, page.Next != "")
+	page.Items = withMarks(page.Items, marks, from, to)
 	return page, nil
 }
 
@@ -413,30 +436,36 @@ var (
 
 // Find returns the workflow that a person means by ref: an id, the beginning
 // of one (four characters or more), a name (its latest run), or a name with
-// the number of a run, as name#2 or, like REANA's, name.2.
+// the number of a run, as name#2 or, like REANA's, name.2. Names and numbers
+// count for each owner: unless owner is empty, only its runs are looked at.
 //
 // Errors wrap workflow.ErrNotFound, or workflow.ErrAmbiguous and list what
 // would have fitted.
-func (db *DB) Find(ctx context.Context, ref string) (uuid.UUID, error) {
+func (db *DB) Find(ctx context.Context, ref, owner string) (uuid.UUID, error) {
+	what := fmt.Sprintf("workflow %q", ref)
+	if owner != "" {
+		what += fmt.Sprintf(" of %q", owner)
+	}
+	if ref == "" || !utf8.ValidString(ref) || !utf8.ValidString(owner) { // no name of anything, but that of all who have none
+		return uuid.Nil, fmt.Errorf("%s: %w", what, workflow.ErrNotFound)
+	}
+	searches := []func(context.Context, string, string) ([]found, error){db.findName, db.findNumbered, db.findPrefix}
 	if id, err := uuid.Parse(ref); err == nil {
-		return id, db.exists(ctx, id)
+		ref, searches = id.String(), searches[2:]
 	}
-	if ref == "" || !utf8.ValidString(ref) { // no name of anything, but that of all who have none
-		return uuid.Nil, fmt.Errorf("workflow %q: %w", ref, workflow.ErrNotFound)
-	}
-	for _, search := range []func(context.Context, string) ([]found, error){db.findName, db.findNumbered, db.findPrefix} {
-		rows, err := search(ctx, ref)
+	for _, search := range searches {
+		rows, err := search(ctx, ref, owner)
 		if err != nil {
-			return uuid.Nil, fmt.Errorf("looking for workflow %q: %w", ref, translate(err))
+			return uuid.Nil, fmt.Errorf("looking for %s: %w", what, translate(err))
 		}
 		switch {
 		case len(rows) == 1:
 			return rows[0].ID, nil
 		case len(rows) > 1:
-			return uuid.Nil, fmt.Errorf("workflow %q: %w: it fits %s", ref, workflow.ErrAmbiguous, describe(rows))
+			return uuid.Nil, fmt.Errorf("%s: %w: it fits %s", what, workflow.ErrAmbiguous, describe(rows))
 		}
 	}
-	return uuid.Nil, fmt.Errorf("workflow %q: %w", ref, workflow.ErrNotFound)
+	return uuid.Nil, fmt.Errorf("%s: %w", what, workflow.ErrNotFound)
 }
 
 type found struct {
@@ -461,36 +490,25 @@ func describe(rows []found) string {
 	return strings.Join(all, ", ")
 }
 
-func (db *DB) exists(ctx context.Context, id uuid.UUID) error {
-	var n int64
-	err := db.gorm.WithContext(ctx).Model(&workflowRow{}).Where("id = ?", id).Count(&n).Error
-	if err != nil {
-		return fmt.Errorf("looking for workflow %s: %w", id, translate(err))
-	}
-	if n == 0 {
-		return fmt.Errorf("workflow %s: %w", id, workflow.ErrNotFound)
-	}
-	return nil
-}
-
-// sqlOwners is the latest run of each owner's workflow of the name $1. A name
-// such as "workflow" may have a million runs: this goes from owner to owner by
-// the index, and looks at one run of each.
+// sqlOwners is the latest run of each owner's workflow of the name $1, or only
+// of the owner $2. A name such as "workflow" may have a million runs: this goes
+// from owner to owner by the index, and looks at one run of each.
 const sqlOwners = `
 WITH RECURSIVE latest AS (
-    (SELECT id, name, owner, run_number FROM workflows WHERE name = $1 AND run_number > 0 ORDER BY owner, run_number DESC LIMIT 1)
+    (SELECT id, name, owner, run_number FROM workflows
+     WHERE name = $1 AND run_number > 0 AND owner >= $2 ORDER BY owner, run_number DESC LIMIT 1)
     UNION ALL
     SELECT next.* FROM latest CROSS JOIN LATERAL (
         SELECT w.id, w.name, w.owner, w.run_number FROM workflows AS w
-        WHERE w.name = $1 AND w.run_number > 0 AND w.owner > latest.owner ORDER BY w.owner, w.run_number DESC LIMIT 1) AS next)`
+        WHERE w.name = $1 AND w.run_number > 0 AND w.owner > latest.owner AND $2 = '' ORDER BY w.owner, w.run_number DESC LIMIT 1) AS next)`
 
 // findName finds the latest run of each owner's workflow of that name.
-func (db *DB) findName(ctx context.Context, name string) (rows []found, err error) {
-	err = db.gorm.WithContext(ctx).Raw(sqlOwners+` SELECT * FROM latest LIMIT 10`, name).Scan(&rows).Error
+func (db *DB) findName(ctx context.Context, name, owner string) (rows []found, err error) {
+	err = db.gorm.WithContext(ctx).Raw(sqlOwners+` SELECT * FROM latest WHERE $2 IN ('', owner) LIMIT 10`, name, owner).Scan(&rows).Error
 	return rows, err
 }
 
-func (db *DB) findNumbered(ctx context.Context, ref string) (rows []found, err error) {
+func (db *DB) findNumbered(ctx context.Context, ref, owner string) (rows []found, err error) {
 	m := numbered.FindStringSubmatch(ref)
 	if m == nil {
 		return nil, nil
@@ -500,12 +518,12 @@ func (db *DB) findNumbered(ctx context.Context, ref string) (rows []found, err e
 		return nil, nil
 	}
 	err = db.gorm.WithContext(ctx).Raw(sqlOwners+`
-		SELECT w.id, w.name, w.owner, w.run_number FROM latest JOIN workflows AS w ON w.name = $1 AND w.owner = latest.owner AND w.run_number = $2 LIMIT 10`,
-		m[1], number).Scan(&rows).Error
+		SELECT w.id, w.name, w.owner, w.run_number FROM latest JOIN workflows AS w ON w.name = $1 AND w.owner = latest.owner AND w.run_number = $3
+		WHERE $2 IN ('', w.owner) LIMIT 10`, m[1], owner, number).Scan(&rows).Error
 	return rows, err
 }
 
-func (db *DB) findPrefix(ctx context.Context, ref string) (rows []found, err error) {
+func (db *DB) findPrefix(ctx context.Context, ref, owner string) (rows []found, err error) {
 	if !hexPrefix.MatchString(ref) {
 		return nil, nil
 	}
@@ -518,8 +536,40 @@ func (db *DB) findPrefix(ctx context.Context, ref string) (rows []found, err err
 		return nil, nil
 	}
 	high := uuid.MustParse(digits + strings.Repeat("f", 32-len(digits)))
-	err = db.gorm.WithContext(ctx).Raw(`SELECT id, name, owner, run_number FROM workflows WHERE id BETWEEN $1 AND $2 ORDER BY id LIMIT 10`, low, high).Scan(&rows).Error
+	err = db.gorm.WithContext(ctx).Raw(`SELECT id, name, owner, run_number FROM workflows WHERE id BETWEEN $1 AND $2 AND $3 IN ('', owner) ORDER BY id LIMIT 10`,
+		low, high, owner).Scan(&rows).Error
 	return rows, err
+}
+
+// FindJob returns the id of the job of a workflow that a person means by ref:
+// an id, the name of a job (of those of the latest attempt of the run that has
+// one), or the beginning of an id (four characters or more). Errors are as
+// those of [DB.Find].
+func (db *DB) FindJob(ctx context.Context, id uuid.UUID, ref string) (string, error) {
+	if ref == "" || !utf8.ValidString(ref) {
+		return "", fmt.Errorf("job %q: %w", ref, workflow.ErrNotFound)
+	}
+	for _, search := range []string{
+		`job_id = @ref`,
+		`name = @ref AND run_attempt = (SELECT max(run_attempt) FROM jobs WHERE workflow_id = @id AND name = @ref)`,
+		`length(@ref) >= 4 AND job_id >= @ref AND job_id < @beyond`,
+	} {
+		var fits []string
+		err := db.gorm.WithContext(ctx).Raw(`SELECT job_id FROM jobs WHERE workflow_id = @id AND `+search+` ORDER BY job_id LIMIT 6`,
+			map[string]any{"id": id, "ref": ref, "beyond": ref + "\U0010FFFF"}).Scan(&fits).Error
+		switch {
+		case err != nil:
+			return "", fmt.Errorf("looking for job %q: %w", ref, translate(err))
+		case len(fits) == 1:
+			return fits[0], nil
+		case len(fits) > 5:
+			fits[5] = "…"
+			fallthrough
+		case len(fits) > 1:
+			return "", fmt.Errorf("job %q: %w: it fits %s", ref, workflow.ErrAmbiguous, strings.Join(fits, ", "))
+		}
+	}
+	return "", fmt.Errorf("job %q: %w", ref, workflow.ErrNotFound)
 }
 
 func pageSize(limit, standard, most int) (int, error) {
@@ -546,9 +596,11 @@ func cursor(at any) string {
 func parseCursor(text string, at any) error {
 	b, err := base64.RawURLEncoding.DecodeString(text)
 	if err == nil {
-		err = json.Unmarshal(b, at)
+		decoder := json.NewDecoder(bytes.NewReader(b))
+		decoder.DisallowUnknownFields() // those of another list
+		err = decoder.Decode(at)
 	}
-	if err != nil {
+	if err != nil || reflect.ValueOf(at).Elem().IsZero() {
 		return fmt.Errorf("cursor %q: %w", text, ErrCursor)
 	}
 	return nil

@@ -103,6 +103,7 @@ func TestWorkflows(t *testing.T) {
 	}
 	for name, f := range map[string]workflow.Filter{
 		"a negative limit": {Limit: -1}, "a huge limit": {Limit: 1_000_000}, "no cursor": {Cursor: "nonsense"}, "a cursor of nothing": {Cursor: "e30x"},
+		"an empty cursor": {Cursor: "e30"}, "a cursor of null": {Cursor: "bnVsbA"}, "a cursor of a log": {Cursor: store.LogCursor(workflow.LogEntry{Seq: 1, LogChunk: workflow.LogChunk{At: noon}})},
 	} {
 		if _, err := db.Workflows(t.Context(), f); err == nil {
 			t.Errorf("%s was accepted", name)
@@ -233,7 +234,7 @@ func TestLogs(t *testing.T) {
 		"of the run":  {workflow.LogFilter{}, []string{"one", "two", "two again", "three"}},
 		"of a job":    {workflow.LogFilter{JobID: "j"}, []string{"job one"}},
 		"of all":      {workflow.LogFilter{AllJobs: true}, []string{"one", "job one", "two", "two again", "three"}},
-		"the tail":    {workflow.LogFilter{Tail: 2}, []string{"two again", "three"}},
+		"the tail":    {workflow.LogFilter{Tail: 2}, []string{"two again", "three", "| one", "| two"}},
 		"two a page":  {workflow.LogFilter{Limit: 2}, []string{"one", "two", "| two again", "| three"}},
 		"of nobody":   {workflow.LogFilter{JobID: "k"}, nil},
 		"three pages": {workflow.LogFilter{Limit: 3}, []string{"one", "two", "two again", "| three"}},
@@ -261,7 +262,7 @@ func TestFind(t *testing.T) {
 		first: first, strings.ToUpper(second): second, "fit": second, "fit#1": first, "fit.2": second, "bbbb": third,
 		"roofit.1": byName.String(), "roofit.1#1": byName.String(),
 	} {
-		if got, err := db.Find(t.Context(), ref); err != nil || got.String() != want {
+		if got, err := db.Find(t.Context(), ref, ""); err != nil || got.String() != want {
 			t.Errorf("Find(%q) = %v, %v; want %v", ref, got, err, want)
 		}
 	}
@@ -273,13 +274,84 @@ func TestFind(t *testing.T) {
 		"nobody": workflow.ErrNotFound, "fit#3": workflow.ErrNotFound, "dddd": workflow.ErrNotFound, "": workflow.ErrNotFound,
 		"dddddddd-0000-4000-8000-000000000001": workflow.ErrNotFound, "aaa": workflow.ErrNotFound, "fit#99999999999": workflow.ErrNotFound,
 	} {
-		got, err := db.Find(t.Context(), ref)
+		got, err := db.Find(t.Context(), ref, "")
 		if !errors.Is(err, want) {
 			t.Errorf("Find(%q) = %v, %v; want %v", ref, got, err, want)
 		}
 	}
-	if _, err := db.Find(t.Context(), "beef"); err == nil || !strings.Contains(err.Error(), third) || !strings.Contains(err.Error(), "beef#1 of bob") {
+	if _, err := db.Find(t.Context(), "beef", ""); err == nil || !strings.Contains(err.Error(), third) || !strings.Contains(err.Error(), "beef#1 of bob") {
 		t.Errorf("Find of an ambiguous name = %v, want both candidates named", err)
+	}
+}
+
+// Where a name has runs of several owners, each has its own.
+func TestFindOfAnOwner(t *testing.T) {
+	t.Parallel()
+	db := open(t)
+	a := newApplier(db)
+	const ada1, ada2, bob1, eve1 = "aaaaaaaa-0000-4000-8000-000000000001", "aaaaaaaa-0000-4000-8000-000000000002", "aaaaaaaa-0000-4000-8000-000000000003", "aaaaaaab-0000-4000-8000-000000000004"
+	for i, sub := range []workflow.Submission{
+		{User: "ada", Name: "fit", Workflow: ada1}, {User: "ada", Name: "fit", Workflow: ada2},
+		{User: "bob", Name: "fit", Workflow: bob1}, {User: "eve", Name: "other", Workflow: eve1},
+	} {
+		sub.EventTime = at(i)
+		submit(t, a, sub)
+	}
+	for _, test := range []struct {
+		ref, owner, want string
+		err              error
+	}{
+		{"fit", "ada", ada2, nil}, {"fit", "bob", bob1, nil}, {"fit#1", "ada", ada1, nil}, {"fit.1", "bob", bob1, nil}, {bob1, "bob", bob1, nil},
+		{"aaaaaaa", "eve", eve1, nil}, {"other", "", eve1, nil}, {strings.ReplaceAll(eve1, "-", ""), "eve", eve1, nil},
+		{"fit", "", "", workflow.ErrAmbiguous}, {"fit#1", "", "", workflow.ErrAmbiguous}, {"aaaa", "ada", "", workflow.ErrAmbiguous},
+		{"fit", "eve", "", workflow.ErrNotFound}, {"fit", "a", "", workflow.ErrNotFound}, {"fit", "zoe", "", workflow.ErrNotFound}, {"fit#2", "bob", "", workflow.ErrNotFound},
+		{bob1, "ada", "", workflow.ErrNotFound}, {"other", "ada", "", workflow.ErrNotFound}, {"fit", "\xff", "", workflow.ErrNotFound}, {"", "ada", "", workflow.ErrNotFound},
+		{"fit", "' OR true --", "", workflow.ErrNotFound}, {"fit", "%", "", workflow.ErrNotFound},
+	} {
+		got, err := db.Find(t.Context(), test.ref, test.owner)
+		if !errors.Is(err, test.err) || (err == nil && got.String() != test.want) {
+			t.Errorf("Find(%q, %q) = %v, %v; want %q, %v", test.ref, test.owner, got, err, test.want, test.err)
+		}
+	}
+}
+
+func TestFindJob(t *testing.T) {
+	t.Parallel()
+	db := open(t)
+	a := newApplier(db)
+	id := runID()
+	say := func(attempt int, jobs ...workflow.JobReport) {
+		a.apply(t, status(workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusRunning, Attempt: attempt, EventTime: at(attempt), Jobs: jobs}))
+	}
+	say(1, workflow.JobReport{ID: "1111-a", Name: "align"}, workflow.JobReport{ID: "1111-b", Name: "merge"}, workflow.JobReport{ID: "align-2", Name: "other"}, workflow.JobReport{ID: "merge", Name: "align"})
+	say(2, workflow.JobReport{ID: "2222-a", Name: "align"}, workflow.JobReport{ID: "2222-b", Name: "twice"}, workflow.JobReport{ID: "2222-c", Name: "twice"})
+	a.apply(t, status(workflow.StatusMessage{WorkflowID: runID(), Status: workflow.StatusRunning, EventTime: at(1), Jobs: []workflow.JobReport{{ID: "3333-a", Name: "elsewhere"}}}))
+	for _, test := range []struct {
+		ref, want string
+		err       error
+	}{
+		{"1111-a", "1111-a", nil}, // by id
+		{"merge", "merge", nil},   // which goes before a name
+		{"align", "2222-a", nil},  // by name, in the latest attempt, which goes before the beginning of an id
+		{"other", "align-2", nil}, {"alig", "align-2", nil}, {"2222-b", "2222-b", nil},
+		{"1111", "", workflow.ErrAmbiguous}, {"twice", "", workflow.ErrAmbiguous},
+		{"111", "", workflow.ErrNotFound}, {"elsewhere", "", workflow.ErrNotFound}, {"3333", "", workflow.ErrNotFound}, {"%", "", workflow.ErrNotFound}, {"", "", workflow.ErrNotFound}, {"\xff\xfe\xfd\xfc", "", workflow.ErrNotFound},
+	} {
+		got, err := db.FindJob(t.Context(), id, test.ref)
+		if !errors.Is(err, test.err) || got != test.want {
+			t.Errorf("FindJob(%q) = %q, %v; want %q, %v", test.ref, got, err, test.want, test.err)
+		}
+	}
+	if _, err := db.FindJob(t.Context(), id, "twice"); err == nil || !strings.Contains(err.Error(), "2222-b, 2222-c") {
+		t.Errorf("FindJob of an ambiguous name = %v, want both candidates named", err)
+	}
+	var many []workflow.JobReport
+	for i := range 9 {
+		many = append(many, workflow.JobReport{ID: fmt.Sprintf("many-%d", i)})
+	}
+	say(2, many...)
+	if _, err := db.FindJob(t.Context(), id, "many"); err == nil || !strings.HasSuffix(err.Error(), "many-0, many-1, many-2, many-3, many-4, …") {
+		t.Errorf("FindJob of the beginning of many = %v, want five named", err)
 	}
 }
 

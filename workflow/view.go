@@ -110,9 +110,10 @@ type LogFilter struct {
 	// jobs. With neither it is the log of the run alone.
 	JobID   string
 	AllJobs bool
-	// Tail chooses the last chunks only, at most this many, on one page. 0 means all.
+	// Tail chooses the last chunks, at most this many on a page, and makes pages
+	// go from the end of the log to its beginning. 0 means from the beginning.
 	Tail int
-	// Limit is the number of chunks of a page. 0 means 1000; the most is 10000.
+	// Limit is the number of chunks of a page without Tail. 0 means 1000; the most is 10000.
 	Limit  int
 	Cursor string
 }

@@ -10,6 +10,7 @@ import (
 )
 
 func (a *app) historyCommand() *cobra.Command {
+	var owner string
 	cmd := &cobra.Command{
 		Use:   "history WORKFLOW",
 		Short: "Show each change of a workflow's status",
@@ -23,7 +24,7 @@ engine's clock, when the database learned of it, and whether it counted.
 		RunE: func(cmd *cobra.Command, refs []string) error {
 			o := a.output(cmd)
 			return a.withStore(cmd, func(ctx context.Context, _ *config, db *store.DB) error {
-				id, err := db.Find(ctx, refs[0])
+				id, err := findRun(ctx, db, refs[0], owner)
 				if err != nil {
 					return err
 				}
@@ -60,6 +61,7 @@ engine's clock, when the database learned of it, and whether it counted.
 			})
 		},
 	}
+	addOwnerFlag(cmd.Flags(), &owner)
 	addOutputFlags(cmd, formatTable, formatJSON, formatJSONL)
 	addConfigFlags(cmd, "database", "log")
 	return cmd

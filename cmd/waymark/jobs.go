@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,21 +13,32 @@ import (
 	"waymark/workflow"
 )
 
+// runColumn is the place of the column that tells attempts of the run apart.
+const runColumn = 2
+
 func (a *app) jobsCommand() *cobra.Command {
 	var statuses []string
+	var owner string
+	var runAttempt int
 	paging := &paging{what: "job", most: 10_000}
 	cmd := &cobra.Command{
 		Use:   "jobs WORKFLOW",
 		Short: "List the jobs of a workflow",
-		Long: `List the jobs of a workflow in the order of their ids, which stays the same while
-they run.
+		Long: `List the jobs of a workflow in the order of their ids, which stays the same
+while they run; those that fit on one page in the order in which they started.
+Where the run has begun anew, the column RUN says which attempt of it last spoke
+of the job; "waymark status" counts the jobs of the latest.
 
 ` + workflowHelp,
 		Example: `  waymark jobs fit --status failed
+  waymark jobs fit --run-attempt 1
   waymark jobs fit --all --output jsonl`,
 		Args: args(1, 1, workflowArgument),
 		RunE: func(cmd *cobra.Command, refs []string) error {
-			filter := workflow.JobFilter{Limit: paging.limit}
+			if runAttempt < 0 {
+				return usage("--run-attempt: expected 1 or more, found %d", runAttempt)
+			}
+			filter := workflow.JobFilter{RunAttempt: runAttempt, Limit: paging.rows(cmd)}
 			for _, list := range statuses {
 				for w := range strings.SplitSeq(list, ",") {
 					status, err := workflow.ParseJobStatus(strings.TrimSpace(w))
@@ -40,13 +50,18 @@ they run.
 			}
 			o := a.output(cmd)
 			return a.withStore(cmd, func(ctx context.Context, _ *config, db *store.DB) error {
-				id, err := db.Find(ctx, refs[0])
+				id, err := findRun(ctx, db, refs[0], owner)
 				if err != nil {
 					return err
 				}
+				runs, err := db.Summaries(ctx, []uuid.UUID{id})
+				if err != nil {
+					return err
+				}
+				again := len(runs) > 0 && runs[0].Attempt > 1
 				l := listing[workflow.Job]{
 					key:     "jobs",
-					columns: columns("JOB", "NAME", "STATUS", ">EXIT", ">ATTEMPT", "STARTED", ">DURATION", "COMMAND"),
+					columns: columns("~JOB", "~NAME", "STATUS", ">EXIT", ">ATTEMPT", "STARTED", ">DURATION", "~COMMAND"),
 					view:    func(j *workflow.Job) any { return viewJob(j) },
 					row: func(j *workflow.Job) []string {
 						status, exit, duration := o.status(j.Status.String()), "", ""
@@ -57,18 +72,22 @@ they run.
 							exit = strconv.Itoa(*j.ExitCode)
 						}
 						switch {
-						case j.StartedAt.IsZero():
+						case j.StartedAt.IsZero(), j.Status.Terminal() && j.FinishedAt.IsZero():
 						case j.Status.Terminal():
-							duration = elapsed(j.FinishedAt.Sub(j.StartedAt))
+							duration = elapsed(j.StartedAt, j.FinishedAt)
 						default:
-							duration = elapsed(max(a.now().Sub(j.StartedAt), 0))
+							duration = elapsed(j.StartedAt, a.now())
 						}
 						name := j.Name
 						if j.Path != "" {
 							name = j.Path + "/" + name
 						}
-						return []string{clip(harmless(j.ID), 40), clip(harmless(name), 40), status, exit,
+						row := []string{clip(harmless(j.ID), 40), clip(harmless(name), 40), status, exit,
 							strconv.Itoa(j.Attempt), clock(j.StartedAt), duration, clip(harmless(j.Command), 60)}
+						if again {
+							row = slices.Insert(row, runColumn, strconv.Itoa(j.RunAttempt))
+						}
+						return row
 					},
 					page: func(cursor string) (workflow.Page[workflow.Job], error) {
 						filter.Cursor = cursor
@@ -79,13 +98,18 @@ they run.
 						return page, err
 					},
 				}
+				if again {
+					l.columns = slices.Insert(l.columns, runColumn, columns(">RUN")...)
+				}
 				return l.write(a, cmd, o, paging)
 			})
 		},
 	}
 	f := cmd.Flags()
 	f.StringArrayVar(&statuses, "status", nil, "only jobs in this `status`; may be repeated, or hold several with commas")
+	f.IntVar(&runAttempt, "run-attempt", 0, "only jobs that this `attempt` of the run last spoke of")
 	paging.addFlags(f)
+	addOwnerFlag(f, &owner)
 	addOutputFlags(cmd, formatTable, formatJSON, formatJSONL)
 	addConfigFlags(cmd, "database", "log")
 	return cmd
@@ -106,38 +130,4 @@ func byStart(jobs []workflow.Job) {
 			return a.StartedAt.Compare(b.StartedAt)
 		}
 	})
-}
-
-// findJob returns the id of the job that a person means by ref: an id, the
-// beginning of one (four characters or more), or the name of a job.
-func findJob(ctx context.Context, db *store.DB, id uuid.UUID, ref string) (string, error) {
-	var fits []string
-	for filter := (workflow.JobFilter{Limit: 10_000}); ; {
-		page, err := db.Jobs(ctx, id, filter)
-		if err != nil {
-			return "", err
-		}
-		for i := range page.Items {
-			switch j := &page.Items[i]; {
-			case j.ID == ref:
-				return j.ID, nil
-			case j.Name == ref, len(ref) >= 4 && strings.HasPrefix(j.ID, ref):
-				fits = append(fits, j.ID)
-			}
-		}
-		if filter.Cursor = page.Next; page.Next == "" {
-			break
-		}
-	}
-	switch len(fits) {
-	case 0:
-		return "", fmt.Errorf("job %q: %w; see waymark jobs %s", ref, workflow.ErrNotFound, id)
-	case 1:
-		return fits[0], nil
-	}
-	shown := strings.Join(fits[:min(len(fits), 5)], ", ")
-	if len(fits) > 5 {
-		shown += ", …"
-	}
-	return "", fmt.Errorf("job %q: %w: it fits %s", ref, workflow.ErrAmbiguous, shown)
 }

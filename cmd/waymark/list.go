@@ -33,7 +33,7 @@ to see them.`,
   waymark list --all --output jsonl | jq -r .id`,
 		Args: args(0, 0, ""),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			filter := workflow.Filter{Owner: owner, Engine: engine, Name: name, Limit: paging.limit, Cursor: paging.cursor}
+			filter := workflow.Filter{Owner: owner, Engine: engine, Name: name, Limit: paging.rows(cmd)}
 			for _, list := range statuses {
 				for w := range strings.SplitSeq(list, ",") {
 					status, err := workflow.ParseStatus(strings.TrimSpace(w))
@@ -57,14 +57,14 @@ to see them.`,
 			return a.withStore(cmd, func(ctx context.Context, _ *config, db *store.DB) error {
 				l := listing[workflow.Summary]{
 					key:     "workflows",
-					columns: columns("NAME", ">RUN", "ID", "OWNER", "ENGINE", "STATUS", "PROGRESS", "STARTED", ">DURATION"),
+					columns: columns("~NAME", ">RUN", "ID", "~OWNER", "~ENGINE", "STATUS", "PROGRESS", "STARTED", ">DURATION"),
 					view:    func(s *workflow.Summary) any { return viewWorkflow(s, a.now()) },
 					row: func(s *workflow.Summary) []string {
 						run := ""
 						if s.RunNumber > 0 {
 							run = strconv.Itoa(s.RunNumber)
 						}
-						return []string{clip(harmless(s.Name), 40), run, shortID(s.ID), harmless(s.Owner), harmless(s.Engine),
+						return []string{clip(harmless(s.Name), 40), run, shortID(s.ID), clip(harmless(s.Owner), 40), clip(harmless(s.Engine), 40),
 							o.status(s.Status.String()), progressText(s.Counts), clock(s.StartedAt), runTime(s, a.now())}
 					},
 					page: func(cursor string) (workflow.Page[workflow.Summary], error) {
@@ -103,6 +103,17 @@ func (p *paging) addFlags(f *pflag.FlagSet) {
 	f.IntVar(&p.limit, "limit", 50, fmt.Sprintf("show at most so many, 1 to %d", p.most))
 	f.StringVar(&p.cursor, "cursor", "", "go on where an earlier page ended, as that page says")
 	f.BoolVar(&p.all, "all", false, "show all, however many")
+}
+
+// allRows is how many rows of a list that is shown whole are read at once.
+const allRows = 500
+
+// rows is how many rows are read at once.
+func (p *paging) rows(cmd *cobra.Command) int {
+	if p.all && !cmd.Flags().Changed("limit") {
+		return allRows
+	}
+	return p.limit
 }
 
 // listing is a long list, read and shown a page at a time.
@@ -271,6 +282,9 @@ func parseTime(flag, text string, now time.Time) (time.Time, error) {
 	}
 	for _, layout := range []string{time.RFC3339Nano, time.DateOnly} {
 		if t, err := time.Parse(layout, text); err == nil {
+			if t.IsZero() { // which would be no time at all
+				t = t.Add(time.Microsecond)
+			}
 			return t, nil
 		}
 	}

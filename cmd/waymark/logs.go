@@ -18,7 +18,7 @@ func (a *app) logsCommand() *cobra.Command {
 	var filter workflow.LogFilter
 	var follow, raw bool
 	var tail int
-	var job string
+	var job, owner string
 	cmd := &cobra.Command{
 		Use:   "logs WORKFLOW",
 		Short: "Show the log of a workflow or of its jobs",
@@ -44,13 +44,13 @@ says how much was cut between them.
 			o := a.output(cmd)
 			p := &logPrinter{o: o, raw: raw, heads: filter.AllJobs}
 			return a.withStore(cmd, func(ctx context.Context, c *config, db *store.DB) error {
-				id, err := db.Find(ctx, refs[0])
+				id, err := findRun(ctx, db, refs[0], owner)
 				if err != nil {
 					return err
 				}
 				if job != "" {
-					if filter.JobID, err = findJob(ctx, db, id, job); err != nil {
-						return err
+					if filter.JobID, err = db.FindJob(ctx, id, job); err != nil {
+						return fmt.Errorf("%w; see waymark jobs %s", err, id)
 					}
 				}
 				switch {
@@ -69,13 +69,18 @@ says how much was cut between them.
 	f.IntVar(&tail, "tail", 0, "only the last so many `lines`")
 	f.BoolVar(&follow, "follow", false, "go on with what comes, until the run ends")
 	f.BoolVar(&raw, "raw", false, "show the bytes as they are")
+	addOwnerFlag(f, &owner)
 	addOutputFlags(cmd, formatTable, formatJSON, formatJSONL)
 	addConfigFlags(cmd, "database", "log")
 	return cmd
 }
 
-// maxTail bounds the lines, and so the chunks, that are read at once.
-const maxTail = 10_000
+const (
+	maxTail = 10_000
+	// logRows is how many chunks are read at once, of which the store takes
+	// fewer where they are large. Each page of all jobs' logs is sorted anew.
+	logRows = 10_000
+)
 
 // logPrinter writes log chunks in the form that was asked for.
 type logPrinter struct {
@@ -89,45 +94,73 @@ type logPrinter struct {
 
 // all writes the whole log.
 func (p *logPrinter) all(ctx context.Context, db *store.DB, id uuid.UUID, filter workflow.LogFilter) error {
+	if err := eachLog(ctx, db, id, filter, p.write); err != nil {
+		return err
+	}
+	return p.end()
+}
+
+// tail writes the last lines.
+func (p *logPrinter) tail(ctx context.Context, db *store.DB, id uuid.UUID, filter workflow.LogFilter, lines int) error {
+	if err := eachOfTail(ctx, db, id, filter, lines, p.write); err != nil {
+		return err
+	}
+	return p.end()
+}
+
+// eachLog calls do with each chunk that filter chooses, and holds one page of
+// them in memory.
+func eachLog(ctx context.Context, db *store.DB, id uuid.UUID, filter workflow.LogFilter, do func(*workflow.LogEntry) error) error {
+	filter.Limit = logRows
 	for {
 		page, err := db.Logs(ctx, id, filter)
 		if err != nil {
 			return err
 		}
 		for i := range page.Items {
-			if err := p.write(&page.Items[i]); err != nil {
+			if err := do(&page.Items[i]); err != nil {
 				return err
 			}
 		}
 		if filter.Cursor = page.Next; page.Next == "" {
-			return p.end()
+			return nil
 		}
 	}
 }
 
-// tail writes the last lines.
-func (p *logPrinter) tail(ctx context.Context, db *store.DB, id uuid.UUID, filter workflow.LogFilter, lines int) error {
-	chunks, err := lastChunks(ctx, db, id, filter, lines)
-	if err != nil {
-		return err
-	}
-	for i := range chunks {
-		if err := p.write(&chunks[i]); err != nil {
+// eachOfTail calls do with the chunks of the last lines, the first of them cut
+// to its own last. It holds one page of them in memory: it goes back to where
+// they begin, and from there to the end.
+func eachOfTail(ctx context.Context, db *store.DB, id uuid.UUID, filter workflow.LogFilter, lines int, do func(*workflow.LogEntry) error) error {
+	back := filter
+	for {
+		back.Tail = lines // a chunk has a line at least, so as many chunks are enough
+		page, err := db.Logs(ctx, id, back)
+		if err != nil {
 			return err
 		}
+		chunks, missing := cutToTail(page.Items, lines)
+		if missing > 0 && page.Next != "" {
+			lines, back.Cursor = missing, page.Next
+			continue
+		}
+		for i := range chunks {
+			if err := do(&chunks[i]); err != nil {
+				return err
+			}
+		}
+		if back.Cursor == "" {
+			return nil // it was the last page
+		}
+		filter.Cursor = store.LogCursor(page.Items[len(page.Items)-1])
+		return eachLog(ctx, db, id, filter, do)
 	}
-	return p.end()
 }
 
-// lastChunks reads the chunks of the last lines, the first of them cut. A
-// chunk has a line at least, so as many chunks are enough.
-func lastChunks(ctx context.Context, db *store.DB, id uuid.UUID, filter workflow.LogFilter, lines int) ([]workflow.LogEntry, error) {
-	filter.Tail = lines
-	page, err := db.Logs(ctx, id, filter)
-	if err != nil {
-		return nil, err
-	}
-	for i, chunk := range slices.Backward(page.Items) {
+// cutToTail cuts chunks to their last lines, and says how many lines more it
+// would take.
+func cutToTail(chunks []workflow.LogEntry, lines int) (tail []workflow.LogEntry, missing int) {
+	for i, chunk := range slices.Backward(chunks) {
 		text := wholeLines(chunk.Text)
 		n := strings.Count(text, "\n")
 		if n < lines {
@@ -135,10 +168,10 @@ func lastChunks(ctx context.Context, db *store.DB, id uuid.UUID, filter workflow
 			continue
 		}
 		all := strings.SplitAfter(text, "\n")
-		page.Items[i].Text = strings.Join(all[n-lines:], "")
-		return page.Items[i:], nil
+		chunks[i].Text = strings.Join(all[n-lines:], "")
+		return chunks[i:], 0
 	}
-	return page.Items, nil
+	return chunks, lines
 }
 
 // follow writes the log and what comes until the run ends. Chunks come in no
@@ -148,16 +181,13 @@ func (p *logPrinter) follow(ctx context.Context, db *store.DB, logger *slog.Logg
 	written := make(map[int64]struct{})
 	skip := int64(0) // chunks up to this one were there before the tail
 	if tail > 0 {
-		chunks, err := lastChunks(ctx, db, id, filter, tail)
+		err := eachOfTail(ctx, db, id, filter, tail, func(chunk *workflow.LogEntry) error {
+			written[chunk.Seq] = struct{}{}
+			skip = max(skip, chunk.Seq)
+			return p.write(chunk)
+		})
 		if err != nil {
 			return err
-		}
-		for i := range chunks {
-			if err := p.write(&chunks[i]); err != nil {
-				return err
-			}
-			written[chunks[i].Seq] = struct{}{}
-			skip = max(skip, chunks[i].Seq)
 		}
 	}
 	// fresh writes those of the chunks that are new, and says whether any was not.
@@ -175,8 +205,10 @@ func (p *logPrinter) follow(ctx context.Context, db *store.DB, logger *slog.Logg
 		}
 		return old, nil
 	}
+	forward := filter
+	forward.Limit = logRows
 	everything := func(ctx context.Context) error {
-		for f := filter; ; {
+		for f := forward; ; {
 			page, err := db.Logs(ctx, id, f)
 			if err != nil {
 				return orTryAgain(err)
@@ -213,7 +245,7 @@ func (p *logPrinter) follow(ctx context.Context, db *store.DB, logger *slog.Logg
 				return orTryAgain(err)
 			}
 			known := func(e workflow.LogEntry) bool { _, is := written[e.Seq]; return is || e.Seq <= skip }
-			if len(page.Items) < f.Tail || slices.ContainsFunc(page.Items, known) {
+			if page.Next == "" || slices.ContainsFunc(page.Items, known) {
 				_, err = fresh(page.Items)
 			} else {
 				err = everything(ctx)

@@ -54,12 +54,15 @@ type output struct {
 	terminal bool
 	// colour is on for terminals whose owner has not set NO_COLOR.
 	colour bool
-	// width cuts the lines of tables. 0 means that they may wrap.
+	// width of the terminal, which the lines of tables do not exceed; 0 if there is none.
 	width int
 }
 
 func (a *app) output(cmd *cobra.Command) *output {
 	o := &output{w: a.stdout, format: formatTable, terminal: isTerminal(a.stdout)}
+	if o.terminal {
+		o.width = terminalWidth(a.stdout)
+	}
 	o.colour = o.terminal && a.getenv("NO_COLOR") == "" && a.getenv("TERM") != "dumb"
 	if chosen, err := cmd.Flags().GetString("output"); err == nil {
 		o.format = format(chosen)
@@ -125,24 +128,68 @@ func encode(v any) ([]byte, error) {
 type column struct {
 	head  string
 	right bool // for numbers
+	text  bool // may be cut where the terminal is narrow
 }
 
-// columns makes columns of their heads; a leading ">" aligns to the right.
+// columns makes columns of their heads; a leading ">" aligns to the right, and
+// "~" is before one whose text may be cut.
 func columns(heads ...string) []column {
 	list := make([]column, len(heads))
 	for i, head := range heads {
+		head, list[i].text = strings.CutPrefix(head, "~")
 		list[i].head, list[i].right = strings.CutPrefix(head, ">")
 	}
 	return list
 }
 
+const (
+	columnGap   = "  "
+	leastColumn = 8 // characters that a column keeps at least
+)
+
+// fit cuts the texts of rows where the table is wider than width, the longest
+// columns first. Statuses and numbers stay: they are what people look for.
+func fit(columns []column, rows [][]string, width int) {
+	if width <= 0 {
+		return
+	}
+	widths, total := make([]int, len(columns)), -len(columnGap)
+	for i, c := range columns {
+		widths[i] = prettytext.StringWidthWithoutEscSequences(c.head)
+		for _, row := range rows {
+			widths[i] = max(widths[i], prettytext.StringWidthWithoutEscSequences(row[i]))
+		}
+		total += widths[i] + len(columnGap)
+	}
+	for ; total > width; total-- {
+		widest := -1
+		for i, c := range columns {
+			if c.text && widths[i] > leastColumn && (widest < 0 || widths[i] > widths[widest]) {
+				widest = i
+			}
+		}
+		if widest < 0 {
+			return
+		}
+		widths[widest]--
+	}
+	for i, c := range columns {
+		for _, row := range rows {
+			if c.text && prettytext.StringWidthWithoutEscSequences(row[i]) > widths[i] {
+				row[i] = prettytext.Trim(row[i], widths[i]-1) + "…"
+			}
+		}
+	}
+}
+
 // table writes rows below heads: columns two spaces apart, no lines. The cells
 // must be harmless.
 func (o *output) table(columns []column, rows [][]string, withHead bool) error {
+	fit(columns, rows, o.width)
 	t := table.NewWriter()
 	style := table.StyleDefault
 	style.Options = table.OptionsNoBordersAndSeparators
-	style.Box.PaddingLeft, style.Box.PaddingRight = "", "  "
+	style.Box.PaddingLeft, style.Box.PaddingRight = "", columnGap
 	style.Format.Header = prettytext.FormatDefault
 	style.Size.WidthMax = o.width
 	t.SetStyle(style)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -100,9 +101,25 @@ func flagError(cmd *cobra.Command, err error) error {
 		return err
 	}
 	if invalid, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
-		return usage("--%s: %w", invalid.GetFlag().Name, errors.Unwrap(invalid))
+		return usage("--%s: %w", invalid.GetFlag().Name, plainly(errors.Unwrap(invalid)))
 	}
 	return usage("%w; see %s --help", err, cmd.CommandPath())
+}
+
+// plainly words what Go says of a number that it cannot read.
+func plainly(err error) error {
+	number, ok := errors.AsType[*strconv.NumError](err)
+	switch {
+	case !ok:
+		return err
+	case errors.Is(number.Err, strconv.ErrRange):
+		return errors.New("the number is too large")
+	case number.Func == "ParseBool":
+		return errors.New("expected true or false")
+	case number.Func == "ParseFloat":
+		return errors.New("expected a number")
+	}
+	return errors.New("expected a whole number")
 }
 
 // withStore calls do with a database that answers and whose schema is ours.
@@ -163,7 +180,7 @@ var addFunctions = sync.OnceFunc(func() {
 				}
 			})
 		}
-		return strings.TrimRight(chosen.FlagUsagesWrapped(100), "\n")
+		return strings.TrimRight(chosen.FlagUsagesWrapped(80), "\n")
 	}
 	cobra.AddTemplateFunc("ownFlags", func(cmd *cobra.Command) string { return usages(cmd, false) })
 	cobra.AddTemplateFunc("settingFlags", func(cmd *cobra.Command) string { return usages(cmd, true) })

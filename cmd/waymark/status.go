@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"waymark/store"
 	"waymark/workflow"
@@ -17,13 +19,29 @@ import (
 const (
 	workflowArgument = "WORKFLOW"
 	workflowHelp     = `WORKFLOW is a name (its latest run), a name with the number of a run (fit#2), an
-id, or the beginning of one (at least four characters).`
+id, or the beginning of one (at least four characters). Names and numbers count
+for each owner: --owner chooses, where one fits runs of several.`
 
 	shownFailures = 10 // failed jobs that a status tells of
 	shownLogLines = 10 // of each of them
 )
 
+// addOwnerFlag adds --owner to a command that takes a WORKFLOW.
+func addOwnerFlag(f *pflag.FlagSet, owner *string) {
+	f.StringVar(owner, "owner", "", "only workflows of this `owner`")
+}
+
+// findRun returns the workflow that a person means.
+func findRun(ctx context.Context, db *store.DB, ref, owner string) (uuid.UUID, error) {
+	id, err := db.Find(ctx, ref, owner)
+	if owner == "" && errors.Is(err, workflow.ErrAmbiguous) {
+		err = fmt.Errorf("%w; give an id, or --owner", err)
+	}
+	return id, err
+}
+
 func (a *app) statusCommand() *cobra.Command {
+	var owner string
 	cmd := &cobra.Command{
 		Use:   "status WORKFLOW",
 		Short: "Show how a workflow is doing",
@@ -37,7 +55,7 @@ why and their last log lines.
 		RunE: func(cmd *cobra.Command, refs []string) error {
 			o := a.output(cmd)
 			return a.withStore(cmd, func(ctx context.Context, _ *config, db *store.DB) error {
-				id, err := db.Find(ctx, refs[0])
+				id, err := findRun(ctx, db, refs[0], owner)
 				if err != nil {
 					return err
 				}
@@ -62,6 +80,7 @@ why and their last log lines.
 			})
 		},
 	}
+	addOwnerFlag(cmd.Flags(), &owner)
 	addOutputFlags(cmd, formatTable, formatJSON)
 	addConfigFlags(cmd, "database", "log")
 	return cmd
@@ -77,13 +96,13 @@ func failures(ctx context.Context, db *store.DB, id uuid.UUID, attempt int) (lis
 	list = []failedJobView{}
 	for i := range page.Items {
 		job := &page.Items[i]
-		logs, err := db.Logs(ctx, id, workflow.LogFilter{JobID: job.ID, Tail: shownLogLines})
+		var text strings.Builder
+		err := eachOfTail(ctx, db, id, workflow.LogFilter{JobID: job.ID}, shownLogLines, func(chunk *workflow.LogEntry) error {
+			text.WriteString(wholeLines(chunk.Text))
+			return nil
+		})
 		if err != nil {
 			return nil, asOf, false, err
-		}
-		var text strings.Builder
-		for _, chunk := range logs.Items {
-			text.WriteString(wholeLines(chunk.Text))
 		}
 		lines := lastLines(text.String(), shownLogLines)
 		if lines == nil {
@@ -171,7 +190,7 @@ func writeFailure(b *strings.Builder, o *output, f *failedJobView) {
 		fmt.Fprintf(b, "    because  %s\n", clip(harmless(*f.Diagnostics), 400))
 	}
 	for _, l := range f.LastLogLines {
-		fmt.Fprintf(b, "    | %s\n", l)
+		fmt.Fprintf(b, "    | %s\n", clip(l, 400))
 	}
 }
 

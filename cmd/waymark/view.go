@@ -47,10 +47,7 @@ func viewWorkflow(s *workflow.Summary, now time.Time) workflowView {
 		v.Labels = map[string]string{}
 	}
 	if !s.StartedAt.IsZero() {
-		v.DurationSeconds = known(s.Duration(now).Seconds())
-		if v.DurationSeconds == nil {
-			v.DurationSeconds = new(float64)
-		}
+		v.DurationSeconds = new(seconds(s.StartedAt, runEnd(s, now)))
 	}
 	return v
 }
@@ -97,8 +94,7 @@ func viewJob(j *workflow.Job) jobView {
 		Result: j.Result, Diagnostics: known(j.Diagnostics),
 	}
 	if !j.StartedAt.IsZero() && !j.FinishedAt.IsZero() {
-		seconds := j.FinishedAt.Sub(j.StartedAt).Seconds()
-		v.DurationSeconds = &seconds
+		v.DurationSeconds = new(seconds(j.StartedAt, j.FinishedAt))
 	}
 	return v
 }
@@ -169,26 +165,56 @@ func clock(t time.Time) string {
 	return t.UTC().Format("2006-01-02T15:04:05Z")
 }
 
-// elapsed is a duration as people say it: 0.3s, 42s, 3m05s, 2h10m, 3d4h.
-func elapsed(d time.Duration) string {
-	switch {
-	case d < 10*time.Second:
-		return fmt.Sprintf("%.1fs", d.Truncate(100*time.Millisecond).Seconds())
-	case d < time.Minute:
-		return fmt.Sprintf("%ds", int(d.Seconds()))
-	case d < time.Hour:
-		return fmt.Sprintf("%dm%02ds", int(d.Minutes()), int(d.Seconds())%60)
-	case d < 48*time.Hour:
-		return fmt.Sprintf("%dh%02dm", int(d.Hours()), int(d.Minutes())%60)
+// span is the time from start to end, 0 if by the clocks of those who said so
+// the end came first. Messages may hold any time of the years 1 to 9999, which
+// are more nanoseconds than a time.Duration holds.
+func span(start, end time.Time) (seconds int64, nanos int) {
+	seconds, nanos = end.Unix()-start.Unix(), end.Nanosecond()-start.Nanosecond()
+	if nanos < 0 {
+		seconds, nanos = seconds-1, nanos+1e9
 	}
-	return fmt.Sprintf("%dd%dh", int(d.Hours())/24, int(d.Hours())%24)
+	if seconds < 0 {
+		return 0, 0
+	}
+	return seconds, nanos
+}
+
+// seconds is the time from start to end for programs.
+func seconds(start, end time.Time) float64 {
+	s, nanos := span(start, end)
+	return float64(s) + float64(nanos)/1e9
+}
+
+// elapsed is the time from start to end as people say it: 0.3s, 42s, 3m05s,
+// 2h10m, 3d4h.
+func elapsed(start, end time.Time) string {
+	s, nanos := span(start, end)
+	switch {
+	case s < 10:
+		return fmt.Sprintf("%d.%ds", s, nanos/1e8)
+	case s < 60:
+		return fmt.Sprintf("%ds", s)
+	case s < 3600:
+		return fmt.Sprintf("%dm%02ds", s/60, s%60)
+	case s < 48*3600:
+		return fmt.Sprintf("%dh%02dm", s/3600, s/60%60)
+	}
+	return fmt.Sprintf("%dd%dh", s/(24*3600), s/3600%24)
+}
+
+// runEnd is when a run ended, or now.
+func runEnd(s *workflow.Summary, now time.Time) time.Time {
+	if s.FinishedAt.IsZero() {
+		return now
+	}
+	return s.FinishedAt
 }
 
 func runTime(s *workflow.Summary, now time.Time) string {
 	if s.StartedAt.IsZero() {
 		return ""
 	}
-	return elapsed(s.Duration(now))
+	return elapsed(s.StartedAt, runEnd(s, now))
 }
 
 // progressText is how far a run is: "3/5", and what a person should know beyond.

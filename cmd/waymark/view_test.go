@@ -44,9 +44,21 @@ func TestElapsed(t *testing.T) {
 		"0.0s": 0, "0.4s": 450 * time.Millisecond, "9.9s": 9990 * time.Millisecond, "42s": 42 * time.Second,
 		"3m05s": 185 * time.Second, "2h10m": 2*time.Hour + 10*time.Minute, "47h59m": 48*time.Hour - time.Second, "3d4h": 76 * time.Hour,
 	} {
-		if got := elapsed(d); got != want {
-			t.Errorf("elapsed(%v) = %s, want %s", d, got, want)
+		start := time.Date(2026, 3, 1, 12, 0, 0, 999_999_999, time.UTC)
+		if got := elapsed(start, start.Add(d)); got != want {
+			t.Errorf("elapsed of %v = %s, want %s", d, got, want)
 		}
+	}
+	// Whatever the clocks of those who said so.
+	first, last := time.Date(1, 1, 1, 0, 0, 1, 0, time.UTC), time.Date(9999, 12, 31, 23, 59, 59, 5e8, time.UTC)
+	if got, want := elapsed(first, last), "3652058d23h"; got != want {
+		t.Errorf("elapsed of years 1 to 9999 = %s, want %s", got, want)
+	}
+	if got, want := seconds(first, last), 315537897598.5; got != want {
+		t.Errorf("seconds of years 1 to 9999 = %v, want %v", got, want)
+	}
+	if got, exact := elapsed(last, first), seconds(last, first); got != "0.0s" || exact != 0 {
+		t.Errorf("elapsed of what ended before it began = %s, %v seconds; want none", got, exact)
 	}
 }
 
@@ -55,12 +67,14 @@ func TestParseTime(t *testing.T) {
 	for text, want := range map[string]time.Time{
 		"24h": now.Add(-24 * time.Hour), "7d": now.AddDate(0, 0, -7), "90m": now.Add(-90 * time.Minute),
 		"2026-01-31": time.Date(2026, 1, 31, 0, 0, 0, 0, time.UTC), "2026-01-31T12:00:00+01:00": time.Date(2026, 1, 31, 11, 0, 0, 0, time.UTC),
+		"999999d": now.AddDate(0, 0, -999_999), "2562047h": now.Add(-2562047 * time.Hour), "9999-12-31": time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC),
+		"0001-01-01": time.Date(1, 1, 1, 0, 0, 0, 1000, time.UTC), // all the same a time
 	} {
 		if got, err := parseTime("--since", text, now); err != nil || !got.Equal(want) {
 			t.Errorf("parseTime(%q) = %v, %v; want %v", text, got, err, want)
 		}
 	}
-	for _, text := range []string{"x", "-1h", "9999999d", "2026-13-01", "1 day"} {
+	for _, text := range []string{"x", "-1h", "9999999d", "2026-13-01", "1 day", "99999999999h", "10000-01-01", "٣d", "-0001-01-01"} {
 		if got, err := parseTime("--since", text, now); err == nil {
 			t.Errorf("parseTime(%q) = %v, want an error", text, got)
 		}

@@ -21,6 +21,7 @@ import (
 
 func (a *app) watchCommand() *cobra.Command {
 	var wait bool
+	var owner string
 	cmd := &cobra.Command{
 		Use:   "watch [WORKFLOW...]",
 		Short: "Follow workflows live",
@@ -44,12 +45,13 @@ stopped or deleted.
 				return usage("--wait: name the workflows to wait for")
 			}
 			return a.withStore(cmd, func(ctx context.Context, c *config, db *store.DB) error {
-				w := &watcher{app: a, db: db, logger: a.logger(c, true), o: a.output(cmd), everything: len(refs) == 0, wait: wait, missing: refs,
+				w := &watcher{app: a, db: db, logger: a.logger(c, true), o: a.output(cmd), everything: len(refs) == 0, owner: owner, wait: wait, missing: refs,
 					runs: make(map[uuid.UUID]*workflow.Summary), told: make(map[uuid.UUID]string)}
 				return w.watch(ctx)
 			})
 		},
 	}
+	addOwnerFlag(cmd.Flags(), &owner)
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait for workflows that are not known yet")
 	addOutputFlags(cmd, formatTable, formatJSONL)
 	addConfigFlags(cmd, "database", "log")
@@ -63,6 +65,7 @@ type watcher struct {
 	logger     *slog.Logger
 	o          *output
 	everything bool     // all that have not ended, rather than chosen ones
+	owner      string   // whose, if not everybody's
 	wait       bool     // for those of missing
 	missing    []string // chosen ones that are not known yet
 
@@ -142,7 +145,7 @@ func (w *watcher) changed(ctx context.Context, all bool, ids []uuid.UUID) error 
 func (w *watcher) resolve(ctx context.Context) error {
 	var still []string
 	for _, ref := range w.missing {
-		id, err := w.db.Find(ctx, ref)
+		id, err := findRun(ctx, w.db, ref, w.owner)
 		switch {
 		case err == nil:
 			w.add(id)
@@ -173,7 +176,7 @@ func (w *watcher) update(ctx context.Context, all bool, ids []uuid.UUID) error {
 	}
 	switch {
 	case w.everything && all:
-		page, err := w.db.Workflows(ctx, workflow.Filter{Statuses: activeStatuses, Limit: maxWatched})
+		page, err := w.db.Workflows(ctx, workflow.Filter{Statuses: activeStatuses, Owner: w.owner, Limit: maxWatched})
 		if err != nil {
 			return err
 		}
@@ -202,6 +205,9 @@ func (w *watcher) update(ctx context.Context, all bool, ids []uuid.UUID) error {
 		for i := range summaries {
 			s := &summaries[i]
 			if old := w.runs[s.ID]; old != nil && old.Revision > s.Revision {
+				continue
+			}
+			if w.everything && w.owner != "" && s.Owner != w.owner {
 				continue
 			}
 			w.add(s.ID)
@@ -246,18 +252,22 @@ func (w *watcher) show() error {
 		if s == nil {
 			continue
 		}
-		say := fmt.Sprintf("%d %s %+v", s.Attempt, s.Status, s.Counts)
+		// What is shown counts: a line says less than an object.
+		say := w.sentence(s)
+		if w.o.format == formatJSONL {
+			say = fmt.Sprintf("%d %s %+v", s.Attempt, s.Status, s.Counts)
+		}
 		if w.told[id] == say {
 			continue
 		}
 		w.told[id] = say
+		var err error
 		if w.o.format == formatJSONL {
-			if err := w.o.line(viewWorkflow(s, w.now())); err != nil {
-				return err
-			}
-			continue
+			err = w.o.line(viewWorkflow(s, w.now()))
+		} else {
+			_, err = fmt.Fprintf(w.o.w, "%s  %s\n", clock(s.UpdatedAt), say)
 		}
-		if _, err := fmt.Fprintln(w.o.w, w.sentence(s)); err != nil {
+		if err != nil {
 			return err
 		}
 	}
@@ -282,11 +292,14 @@ func (w *watcher) forget() {
 	})
 }
 
-// sentence is one change on one line.
+// sentence is how a run is, on one line.
 func (w *watcher) sentence(s *workflow.Summary) string {
-	words := []string{clock(s.UpdatedAt), shortID(s.ID), s.Status.String()}
+	words := []string{shortID(s.ID), s.Status.String()}
 	if s.Name != "" {
-		words = slices.Insert(words, 1, displayName(s))
+		words = slices.Insert(words, 0, displayName(s))
+	}
+	if s.Attempt > 1 {
+		words = append(words, fmt.Sprintf("attempt %d", s.Attempt))
 	}
 	if p := progressText(s.Counts); p != "" {
 		words = append(words, p)
@@ -320,7 +333,7 @@ func (w *watcher) draw() error {
 	body.w, body.width = &b, terminalWidth(w.o.w)
 	switch {
 	case len(rows) > 0:
-		if err := body.table(columns("NAME", "ID", "STATUS", "", "PROGRESS", ">DURATION"), rows, true); err != nil {
+		if err := body.table(columns("~NAME", "ID", "STATUS", "", "PROGRESS", ">DURATION"), rows, true); err != nil {
 			return err
 		}
 	case len(w.missing) == 0:
