@@ -130,7 +130,7 @@ log.info("the end")
 		if out != "" {
 			t.Errorf("%s prints %s", program, out)
 		}
-		if len(got) == 0 || !strings.HasPrefix(got[0], `{"waymark": 1, "engine": "cwl", "pid": `) {
+		if len(got) == 0 || !strings.HasPrefix(got[0], `{"waymark": 1, "engine": "cwl", "version": "3.1", "pid": `) {
 			t.Fatalf("%s does not begin with a hello: %.300q", program, got)
 		}
 		threads, hellos, children := 0, 0, 0

@@ -200,7 +200,7 @@ def _listen():
         def emit(self, record):
             try:
                 line = self.line(record)
-                self.send(line)
+                self.send(line, record)
             except Exception:
                 pass
 
@@ -227,7 +227,7 @@ def _listen():
                 frame = frame.f_back
             return json.dumps(doc).encode("utf-8", "replace") + b"\n"
 
-        def send(self, line):
+        def send(self, line, record):
             pid = os.getpid()
             if self.pid != pid:  # the first record, or the first after a fork
                 self.hang_up()  # what was open is the parent's
@@ -241,7 +241,14 @@ def _listen():
                         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
                         self.socket.settimeout(2)
                         self.socket.connect(path)
-                        hello = {"waymark": 1, "engine": "cwl", "pid": pid, "python": sys.version.split()[0]}
+                        version = str(record.msg).rsplit(" ", 1)[-1]  # with which cwltool begins
+                        hello = {
+                            "waymark": 1,
+                            "engine": "cwl",
+                            "version": version if version[:1].isdigit() else None,
+                            "pid": pid,
+                            "python": sys.version.split()[0],
+                        }
                         line = json.dumps(hello).encode() + b"\n" + line
                     self.socket.sendall(line)
                 except BaseException as e:
