@@ -94,6 +94,25 @@ func (l *live) supervise(ctx context.Context, t *testing.T) (engines.Outcome, en
 	return out, l.run.View()
 }
 
+// superviseAnd acts once the run is as wanted, and waits for its end.
+func (l *live) superviseAnd(t *testing.T, what string, is func(enginetest.View) bool, act func(stop context.CancelCauseFunc)) (out engines.Outcome, v enginetest.View) {
+	t.Helper()
+	ctx, stop := context.WithCancelCause(context.WithoutCancel(t.Context()))
+	ended := make(chan error, 1)
+	go func() {
+		var err error
+		out, err = engines.Supervise(ctx, l.Supervision)
+		ended <- err
+	}()
+	defer stop(nil) // also if the wait below fails the test
+	l.run.Until(t, what, is)
+	act(stop)
+	if err := <-ended; err != nil {
+		t.Fatalf("supervising: %v", err)
+	}
+	return out, l.run.View()
+}
+
 func want(t *testing.T, out engines.Outcome, v enginetest.View, status workflow.Status, code int, counts workflow.Counts) {
 	t.Helper()
 	if out.Status != status || v.Status() != status || v.Ends != 1 {
@@ -190,13 +209,9 @@ func TestLiveStopped(t *testing.T) {
 	t.Parallel()
 	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		l := newLive(t, "ok", "--hold")
-		ctx, cancel := context.WithCancelCause(t.Context())
-		defer cancel(nil)
-		go func() {
-			l.run.Until(t, "running", func(v enginetest.View) bool { return v.Counts().Running == 1 })
-			cancel(&engines.StopError{Signal: signal})
-		}()
-		out, v := l.supervise(ctx, t)
+		out, v := l.superviseAnd(t, "running", func(v enginetest.View) bool { return v.Counts().Running == 1 }, func(stop context.CancelCauseFunc) {
+			stop(&engines.StopError{Signal: signal})
+		})
 		if out.Status != workflow.StatusStopped || v.Status() != workflow.StatusStopped || v.Counts().Stopped != 1 {
 			t.Errorf("%v: the run ended as %v with %+v, wanted stopped with one job stopped", signal, out.Status, v.Counts())
 		}

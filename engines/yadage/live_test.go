@@ -106,6 +106,25 @@ func (l *live) supervise(ctx context.Context, t *testing.T) (engines.Outcome, en
 	return out, v
 }
 
+// superviseAnd acts once the run is as wanted, and waits for its end.
+func (l *live) superviseAnd(t *testing.T, what string, is func(enginetest.View) bool, act func(stop context.CancelCauseFunc)) (out engines.Outcome, v enginetest.View) {
+	t.Helper()
+	ctx, stop := context.WithCancelCause(context.WithoutCancel(t.Context()))
+	ended := make(chan error, 1)
+	go func() {
+		var err error
+		out, err = engines.Supervise(ctx, l.Supervision)
+		ended <- err
+	}()
+	defer stop(nil) // also if the wait below fails the test
+	l.run.Until(t, what, is)
+	act(stop)
+	if err := <-ended; err != nil {
+		t.Fatalf("supervising: %v", err)
+	}
+	return out, l.run.View()
+}
+
 func (l *live) want(t *testing.T, out engines.Outcome, status workflow.Status, code int, counts workflow.Counts) {
 	t.Helper()
 	v := l.run.View()
@@ -204,13 +223,9 @@ func TestLiveSignals(t *testing.T) {
 		t.Run(engines.SignalName(signal), func(t *testing.T) {
 			t.Parallel()
 			l := newLive(t, "slow")
-			ctx, cancel := context.WithCancelCause(t.Context())
-			defer cancel(nil)
-			go func() {
-				l.run.Until(t, "running", func(v enginetest.View) bool { return v.Counts().Running == 2 })
-				cancel(&engines.StopError{Signal: signal})
-			}()
-			out, v := l.supervise(ctx, t)
+			out, v := l.superviseAnd(t, "running", func(v enginetest.View) bool { return v.Counts().Running == 2 }, func(stop context.CancelCauseFunc) {
+				stop(&engines.StopError{Signal: signal})
+			})
 			if out.Status != workflow.StatusStopped || v.Status() != workflow.StatusStopped || out.ExitCode == 0 {
 				t.Errorf("the run ended as %v with %d, and for a consumer as %v; wanted stopped", out.Status, out.ExitCode, v.Status())
 			}
@@ -224,17 +239,14 @@ func TestLiveSignals(t *testing.T) {
 func TestLiveKilled(t *testing.T) {
 	t.Parallel()
 	l := newLive(t, "slow")
-	pids := make(chan int, 1)
-	go func() {
-		l.run.Until(t, "running", func(v enginetest.View) bool { return v.Counts().Running == 2 })
-		pid := engineOf(t, filepath.Join(l.work+".0"))
-		pids <- pid
+	pid := 0
+	out, v := l.superviseAnd(t, "running", func(v enginetest.View) bool { return v.Counts().Running == 2 }, func(context.CancelCauseFunc) {
+		pid = engineOf(t, l.work+".0")
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			t.Errorf("killing the engine: %v", err)
 		}
-	}()
-	out, v := l.supervise(t.Context(), t)
-	_ = syscall.Kill(-<-pids, syscall.SIGKILL) // what it left
+	})
+	_ = syscall.Kill(-pid, syscall.SIGKILL) // what it left
 	l.want(t, out, workflow.StatusFailed, 137, workflow.Counts{Total: 2, Failed: 2})
 	if !strings.Contains(string(v.EngineSpecific), `"inferred"`) {
 		t.Errorf("engine_specific is %s, wanted the jobs whose end is inferred", v.EngineSpecific)

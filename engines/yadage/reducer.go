@@ -71,8 +71,9 @@ type reducer struct {
 	total   int // jobs
 	told    int // the total that was told
 	failed  []*known
-	drawn   int // nodes of the graph when it was drawn last
-	textual bool
+	drawn   int             // nodes of the graph when it was drawn last
+	held    []engines.Event // lines of standard error, while the tracker may yet be heard
+	textual bool            // it is not, and the lines count
 	errs    int
 }
 
@@ -114,7 +115,7 @@ func (r *reducer) applyHook(e engines.Event, to engines.Story) bool {
 	}
 	switch {
 	case !r.heard:
-		r.heard, r.pid = true, m.PID
+		r.heard, r.pid, r.held = true, m.PID, nil
 	case m.PID != r.pid:
 		r.others[m.PID] = true
 		to.Detail("other_runs", len(r.others))
@@ -264,6 +265,7 @@ func (k *known) path() string {
 
 // End judges the run: what Yadage could not begin did not finish.
 func (r *reducer) End(x engines.Exit, to engines.Story) engines.Ending {
+	r.release(to)
 	r.draw(to)
 	if !r.heard {
 		mode := "none"
@@ -504,13 +506,42 @@ var (
 	textNode = regexp.MustCompile(`<(/(?:[^<>|]*/)?)([^<>|/:]+):(\d{1,9})\|(defined|running|success|failed)\|`)
 )
 
+const (
+	// textPatience is how long after the first line about a node the tracker may
+	// be heard. What it sends goes another way, and is overtaken at times.
+	textPatience = 2 * time.Second
+	maxHeld      = 10_000
+)
+
 // applyText takes a line that Yadage logs. What jobs print is mixed with it, and
 // may look the same.
 func (r *reducer) applyText(e engines.Event, to engines.Story) {
 	line := textLine.FindSubmatch(e.Line)
-	if line == nil {
-		return
+	switch {
+	case line == nil:
+	case r.textual:
+		r.line(line, e.At, to)
+	default:
+		e.Line = slices.Clone(e.Line)
+		r.held = append(r.held, e)
+		if e.At.Sub(r.held[0].At) > textPatience || len(r.held) >= maxHeld {
+			r.release(to)
+		}
 	}
+}
+
+// release tells what was held back.
+func (r *reducer) release(to engines.Story) {
+	held := r.held
+	r.held = nil
+	for _, e := range held {
+		r.textual = true
+		r.line(textLine.FindSubmatch(e.Line), e.At, to)
+	}
+}
+
+// line takes a match of textLine.
+func (r *reducer) line(line [][]byte, at time.Time, to engines.Story) {
 	for _, found := range textNode.FindAllSubmatch(line[2], -1) {
 		index, _ := strconv.Atoi(string(found[3]))
 		n := node{
@@ -524,8 +555,7 @@ func (r *reducer) applyText(e engines.Event, to engines.Story) {
 		if string(line[1]) == "submitting nodes" {
 			n.State = "RUNNING"
 		}
-		r.textual = true
-		r.node(&n, e.At, to)
+		r.node(&n, at, to)
 		r.nodes[n.ID].text = true
 	}
 	r.announce(to)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
@@ -234,6 +235,22 @@ func TestEnds(t *testing.T) {
 			}
 		})
 	}
+	t.Run("a line overtakes the tracker", func(t *testing.T) {
+		events := slices.Concat(stderr("x | yadage.wflowview | INFO | added </a:0|defined|unknown>", "x | adage.pollingexec | INFO | submitting nodes [</b:0|defined|known>]"), hook(hello, begin, defined))
+		told := enginetest.Tell(newReducer(enginetest.WorkflowID), events, engines.Exit{Code: 1})
+		if a, known := told.Job("a"); !known || len(told.Jobs) != 2 {
+			t.Errorf("the jobs are %+v, wanted a and b as the tracker calls them, and not %+v", told.Jobs, a)
+		}
+	})
+	t.Run("the tracker is late", func(t *testing.T) {
+		lines := stderr("x | yadage.wflowview | INFO | added </a:0|defined|unknown>", "x | adage.pollingexec | INFO | submitting nodes [</a:0|defined|known>]")
+		lines[0].At = time.Unix(1000, 0)
+		lines[1].At = lines[0].At.Add(textPatience + 1)
+		told := enginetest.Tell(newReducer(enginetest.WorkflowID), slices.Concat(lines, hook(hello, begin, defined)), engines.Exit{Code: 1})
+		if len(told.Jobs) != 2 || told.Counts.Failed != 1 {
+			t.Errorf("the jobs are %+v, wanted a as it was read, and b", told.Jobs)
+		}
+	})
 	t.Run("the failed job", func(t *testing.T) {
 		told := enginetest.Tell(newReducer(enginetest.WorkflowID), hook(hello, begin, defined, failed, last), engines.Exit{Code: 1})
 		got, _ := told.Job("a")
