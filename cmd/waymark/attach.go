@@ -18,10 +18,11 @@ import (
 
 func (a *app) attachCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "attach",
-		Short: "Report a run that is already going",
-		Long:  "Report a run that is already going, and was started without Waymark. Each engine\nthat lends itself to it has a subcommand.",
-		RunE:  group,
+		Use:     "attach",
+		Short:   "Report a run that is already going",
+		Long:    "Report a run that is already going, and was started without Waymark. Each engine\nthat lends itself to it has a subcommand.",
+		Example: "  waymark attach snakemake",
+		RunE:    group,
 	}
 	cmd.AddCommand(a.attachSnakemakeCommand())
 	return cmd

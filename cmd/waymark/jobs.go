@@ -38,7 +38,11 @@ of the job; "waymark status" counts the jobs of the latest.
 			if runAttempt < 0 {
 				return usage("--run-attempt: expected 1 or more, found %d", runAttempt)
 			}
-			filter := workflow.JobFilter{RunAttempt: runAttempt, Limit: paging.rows(cmd)}
+			limit, err := paging.rows(cmd)
+			if err != nil {
+				return err
+			}
+			filter := workflow.JobFilter{RunAttempt: runAttempt, Limit: limit}
 			for _, list := range statuses {
 				for w := range strings.SplitSeq(list, ",") {
 					status, err := workflow.ParseJobStatus(strings.TrimSpace(w))

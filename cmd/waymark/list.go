@@ -26,14 +26,18 @@ func (a *app) listCommand() *cobra.Command {
 		Aliases: []string{"ls"},
 		Short:   "List workflows, the newest first",
 		Long: `List workflows, the newest first; deleted ones only if asked for by status.
-All filters must fit. When more workflows follow, the last line says what to type
-to see them.`,
+All filters must fit. When more workflows follow, the last line says what to
+type to see them.`,
 		Example: `  waymark list --status running,failed --since 24h
   waymark list --name 'fit*' --label experiment=atlas --json
   waymark list --all --output jsonl | jq -r .id`,
 		Args: args(0, 0, ""),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			filter := workflow.Filter{Owner: owner, Engine: engine, Name: name, Limit: paging.rows(cmd)}
+			limit, err := paging.rows(cmd)
+			if err != nil {
+				return err
+			}
+			filter := workflow.Filter{Owner: owner, Engine: engine, Name: name, Limit: limit}
 			for _, list := range statuses {
 				for w := range strings.SplitSeq(list, ",") {
 					status, err := workflow.ParseStatus(strings.TrimSpace(w))
@@ -43,7 +47,6 @@ to see them.`,
 					filter.Statuses = append(filter.Statuses, status)
 				}
 			}
-			var err error
 			if filter.Labels, err = parsePairs("--label", labels); err != nil {
 				return err
 			}
@@ -57,15 +60,11 @@ to see them.`,
 			return a.withStore(cmd, func(ctx context.Context, _ *config, db *store.DB) error {
 				l := listing[workflow.Summary]{
 					key:     "workflows",
-					columns: columns("~NAME", ">RUN", "ID", "~OWNER", "~ENGINE", "STATUS", "PROGRESS", "STARTED", ">DURATION"),
+					columns: columns("~NAME", "ID", "~OWNER", "~ENGINE", "STATUS", "PROGRESS", "STARTED", ">DURATION"),
 					view:    func(s *workflow.Summary) any { return viewWorkflow(s, a.now()) },
 					row: func(s *workflow.Summary) []string {
-						run := ""
-						if s.RunNumber > 0 {
-							run = strconv.Itoa(s.RunNumber)
-						}
-						return []string{clip(harmless(s.Name), 40), run, shortID(s.ID), clip(harmless(s.Owner), 40), clip(harmless(s.Engine), 40),
-							o.status(s.Status.String()), progressText(s.Counts), clock(s.StartedAt), runTime(s, a.now())}
+						return []string{clip(runName(s), 40), shortID(s.ID), clip(harmless(s.Owner), 40), clip(harmless(s.Engine), 40),
+							o.status(s.Status.String()), progressText(s.Counts), minute(s.StartedAt), runTime(s, a.now())}
 					},
 					page: func(cursor string) (workflow.Page[workflow.Summary], error) {
 						filter.Cursor = cursor
@@ -109,11 +108,14 @@ func (p *paging) addFlags(f *pflag.FlagSet) {
 const allRows = 500
 
 // rows is how many rows are read at once.
-func (p *paging) rows(cmd *cobra.Command) int {
-	if p.all && !cmd.Flags().Changed("limit") {
-		return allRows
+func (p *paging) rows(cmd *cobra.Command) (int, error) {
+	switch {
+	case p.limit < 1 || p.limit > p.most:
+		return 0, usage("--limit: expected 1 to %d, found %d; --all shows everything", p.most, p.limit)
+	case p.all && !cmd.Flags().Changed("limit"):
+		return allRows, nil
 	}
-	return p.limit
+	return p.limit, nil
 }
 
 // listing is a long list, read and shown a page at a time.
@@ -126,9 +128,6 @@ type listing[T any] struct {
 }
 
 func (l *listing[T]) write(a *app, cmd *cobra.Command, o *output, p *paging) error {
-	if p.limit < 1 || p.limit > p.most {
-		return usage("--limit: expected 1 to %d, found %d; --all shows everything", p.most, p.limit)
-	}
 	cursor, shown := p.cursor, 0
 	var page workflow.Page[T]
 	for first := true; first || (p.all && page.Next != ""); first = false {

@@ -100,7 +100,7 @@ func TestEveryCommandIsDocumented(t *testing.T) {
 			t.Errorf("%q: Short %q ends with a full stop or is longer than 70 characters", cmd.CommandPath(), cmd.Short)
 		}
 		for line := range strings.SplitSeq(cmd.Long, "\n") {
-			if len([]rune(line)) > 85 {
+			if len([]rune(line)) > 85 || cmd.GroupID == "read" && len([]rune(line)) > helpWidth {
 				t.Errorf("%q: a line of Long does not fit a terminal: %q", cmd.CommandPath(), line)
 			}
 		}
@@ -108,6 +108,11 @@ func TestEveryCommandIsDocumented(t *testing.T) {
 			// A group says itself what is wrong with arguments.
 			if err := group(cmd, []string{"nonsense"}); err == nil {
 				t.Errorf("%q accepts the subcommand nonsense", cmd.CommandPath())
+			}
+		}
+		for line := range strings.SplitSeq(hung(strings.TrimRight(cmd.Flags().FlagUsages(), "\n")), "\n") {
+			if len([]rune(line)) > helpWidth {
+				t.Errorf("%q: the help of a flag does not fit a terminal: %q", cmd.CommandPath(), line)
 			}
 		}
 		cmd.LocalFlags().VisitAll(func(f *pflag.Flag) {
@@ -170,6 +175,14 @@ func TestUsageErrors(t *testing.T) {
 		{"argument too many", []string{"status", "a", "b"}, `waymark: unexpected argument "b" after WORKFLOW; see waymark status --help`},
 		{"hostile argument", []string{"version", "\x1b[2J"}, `waymark: unexpected argument "\x1b[2J"; see waymark version --help`},
 		{"unknown status", []string{"list", "--status", "done"}, `waymark: --status: unknown status "done": expected one of created, running, finished, failed, deleted, stopped, queued, pending`},
+		{"limit of none", []string{"list", "--limit", "0"}, `waymark: --limit: expected 1 to 1000, found 0; --all shows everything`},
+		{"huge limit", []string{"list", "--limit", "99999999999999999999"}, `waymark: --limit: the number is too large`},
+		{"negative limit", []string{"jobs", "fit", "--limit=-1"}, `waymark: --limit: expected 1 to 10000, found -1; --all shows everything`},
+		{"huge tail", []string{"logs", "fit", "--tail", "99999999999999999999"}, `waymark: --tail: the number is too large`},
+		{"tail of too many", []string{"logs", "fit", "--tail", "10001"}, `waymark: --tail: expected 1 to 10000 lines, found 10001`},
+		{"tail of words", []string{"logs", "fit", "--tail", "few"}, `waymark: --tail: expected a whole number`},
+		{"neither yes nor no", []string{"list", "--all=perhaps"}, `waymark: --all: expected true or false`},
+		{"negative attempt", []string{"jobs", "fit", "--run-attempt=-1"}, `waymark: --run-attempt: expected 1 or more, found -1`},
 		{"unknown format", []string{"list", "--output", "xml"}, `waymark: --output: unknown format "xml": expected "table", "json" or "jsonl"`},
 		{"bad time", []string{"list", "--since", "yesterday"}, `waymark: --since: "yesterday" is not a time: expected how long ago, such as 30m, 24h or 7d, or a time such as 2026-01-31 or 2026-01-31T12:00:00Z`},
 		{"bad label", []string{"list", "--label", "atlas"}, `waymark: --label: "atlas": expected KEY=VALUE`},

@@ -54,8 +54,10 @@ type output struct {
 	terminal bool
 	// colour is on for terminals whose owner has not set NO_COLOR.
 	colour bool
-	// width of the terminal, which the lines of tables do not exceed; 0 if there is none.
+	// width of the terminal, for which the texts of tables are cut; 0 if there is none.
 	width int
+	// cut lines that are too long even so, rather than to let them wrap.
+	cut bool
 }
 
 func (a *app) output(cmd *cobra.Command) *output {
@@ -161,17 +163,16 @@ func fit(columns []column, rows [][]string, width int) {
 		}
 		total += widths[i] + len(columnGap)
 	}
-	for ; total > width; total-- {
-		widest := -1
+	for widest := 0; total > width && widest >= 0; total-- {
+		widest = -1
 		for i, c := range columns {
 			if c.text && widths[i] > leastColumn && (widest < 0 || widths[i] > widths[widest]) {
 				widest = i
 			}
 		}
-		if widest < 0 {
-			return
+		if widest >= 0 {
+			widths[widest]--
 		}
-		widths[widest]--
 	}
 	for i, c := range columns {
 		for _, row := range rows {
@@ -191,7 +192,9 @@ func (o *output) table(columns []column, rows [][]string, withHead bool) error {
 	style.Options = table.OptionsNoBordersAndSeparators
 	style.Box.PaddingLeft, style.Box.PaddingRight = "", columnGap
 	style.Format.Header = prettytext.FormatDefault
-	style.Size.WidthMax = o.width
+	if o.cut {
+		style.Size.WidthMax = o.width
+	}
 	t.SetStyle(style)
 	t.SuppressTrailingSpaces()
 	var heads table.Row

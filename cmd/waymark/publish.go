@@ -8,7 +8,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"waymark/internal/broker"
 	"waymark/internal/wire"
 	"waymark/publisher"
 	"waymark/schemas"
@@ -205,11 +204,7 @@ func (a *app) publisherWith(cmd *cobra.Command, c *config, log io.Writer, spool 
 func ready(ctx context.Context, p *publisher.Publisher, c *config) error {
 	ctx, cancel := context.WithTimeout(ctx, c.Publisher.Timeout)
 	defer cancel()
-	err := p.Ready(ctx)
-	if fault, ok := errors.AsType[*broker.Error](err); ok && fault.Permanent {
-		return unreachable(fault)
-	}
-	return unreachable(err)
+	return unreachable(p.Ready(ctx))
 }
 
 // cancelled is a context for closing something that holds nothing.

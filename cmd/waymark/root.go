@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -161,11 +163,60 @@ Commands:{{range $commands}}{{if .IsAvailableCommand}}
 Flags:
 {{.}}{{end}}{{with settingFlags .}}
 
-Flags for settings (also in the environment and the file, see "waymark config print"):
+Flags for settings (see "waymark config print" for other places to put them):
 {{.}}{{end}}{{if .HasAvailableSubCommands}}
 
-"{{.CommandPath}} COMMAND --help" says more about a command{{if not .HasParent}}, "waymark help exit-codes" about exit codes{{end}}.{{end}}
+"{{.CommandPath}} COMMAND --help" says more about a command{{if not .HasParent}},
+"waymark help exit-codes" about exit codes{{end}}.{{end}}
 `
+
+const (
+	helpWidth  = 80
+	helpIndent = 8 // of what is below a long name
+)
+
+var flagLine = regexp.MustCompile(`^( +(?:-\w, )?--\S+(?: \S+)?) {3,}(.*)$`)
+
+// hung makes lines of pflag's usages fit for a terminal: what a flag is for hangs
+// beside its name or, where names are long, below. pflag wraps by itself, but
+// no longer after a word that is too long, such as a URL.
+func hung(usages string) string {
+	var b strings.Builder
+	for line := range strings.SplitSeq(usages, "\n") {
+		m := flagLine.FindStringSubmatchIndex(line)
+		if m == nil {
+			b.WriteString(line + "\n")
+			continue
+		}
+		indent, column := m[4], m[3]
+		if indent > helpWidth*2/5 {
+			indent = helpIndent
+		}
+		b.WriteString(line[:column])
+		if indent == helpIndent {
+			b.WriteString("\n")
+			column = 0
+		}
+		for word := range strings.FieldsSeq(line[m[4]:m[5]]) {
+			width := utf8.RuneCountInString(word)
+			switch {
+			case column < indent:
+				b.WriteString(strings.Repeat(" ", indent-column))
+				column = indent
+			case column > indent && column+1+width > helpWidth:
+				b.WriteString("\n" + strings.Repeat(" ", indent))
+				column = indent
+			default:
+				b.WriteByte(' ')
+				column++
+			}
+			b.WriteString(word)
+			column += width
+		}
+		b.WriteString("\n")
+	}
+	return strings.TrimSuffix(b.String(), "\n")
+}
 
 // addFunctions gives cobra's templates the functions that usageTemplate needs.
 // Cobra keeps them for the whole process, and adding them again is harmless.
@@ -180,7 +231,7 @@ var addFunctions = sync.OnceFunc(func() {
 				}
 			})
 		}
-		return strings.TrimRight(chosen.FlagUsagesWrapped(80), "\n")
+		return hung(strings.TrimRight(chosen.FlagUsages(), "\n"))
 	}
 	cobra.AddTemplateFunc("ownFlags", func(cmd *cobra.Command) string { return usages(cmd, false) })
 	cobra.AddTemplateFunc("settingFlags", func(cmd *cobra.Command) string { return usages(cmd, true) })

@@ -45,8 +45,8 @@ func (a *app) statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status WORKFLOW",
 		Short: "Show how a workflow is doing",
-		Long: `Show how a workflow is doing: status, progress, times and, if jobs failed, which,
-why and their last log lines.
+		Long: `Show how a workflow is doing: status, progress, times and, if jobs failed,
+which, why and their last log lines.
 
 ` + workflowHelp,
 		Example: `  waymark status fit

@@ -165,6 +165,22 @@ func clock(t time.Time) string {
 	return t.UTC().Format("2006-01-02T15:04:05Z")
 }
 
+// runName is name#N, empty for a run without a name.
+func runName(s *workflow.Summary) string {
+	if s.Name == "" {
+		return ""
+	}
+	return displayName(s)
+}
+
+// minute is a time in a table that has little room.
+func minute(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.UTC().Format("2006-01-02T15:04Z")
+}
+
 // span is the time from start to end, 0 if by the clocks of those who said so
 // the end came first. Messages may hold any time of the years 1 to 9999, which
 // are more nanoseconds than a time.Duration holds.

@@ -322,15 +322,11 @@ func (w *watcher) draw() error {
 	var rows [][]string
 	for _, id := range w.order[max(0, len(w.order)-screenRows):] {
 		if s := w.runs[id]; s != nil {
-			name := ""
-			if s.Name != "" {
-				name = displayName(s)
-			}
-			rows = append(rows, []string{clip(name, 40), shortID(s.ID), w.o.status(s.Status.String()), bar(s.Counts, 20), progressText(s.Counts), runTime(s, w.now())})
+			rows = append(rows, []string{clip(runName(s), 40), shortID(s.ID), w.o.status(s.Status.String()), bar(s.Counts, 20), progressText(s.Counts), runTime(s, w.now())})
 		}
 	}
 	body := *w.o
-	body.w, body.width = &b, terminalWidth(w.o.w)
+	body.w, body.width, body.cut = &b, terminalWidth(w.o.w), true
 	switch {
 	case len(rows) > 0:
 		if err := body.table(columns("~NAME", "ID", "STATUS", "", "PROGRESS", ">DURATION"), rows, true); err != nil {
