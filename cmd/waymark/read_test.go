@@ -1,0 +1,318 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+
+	"waymark/internal/broker"
+	"waymark/internal/servicetest"
+	"waymark/store"
+	"waymark/workflow"
+)
+
+// applied is a database to read from, and the means to put something into it.
+type applied struct {
+	*site
+	db     *store.DB
+	number int64
+}
+
+func newApplied(t *testing.T) *applied {
+	t.Helper()
+	s := newSite(t)
+	s.run(t, "migrate").want(t, exitOK)
+	db, err := store.Open(t.Context(), store.Config{URL: s.database.URL, Schema: s.database.Schema, MaxRunLogBytes: 1 << 30})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return &applied{site: s, db: db}
+}
+
+func (a *applied) apply(t *testing.T, deliveries ...workflow.Delivery) {
+	t.Helper()
+	a.number++
+	if _, err := a.db.Apply(t.Context(), &workflow.Batch{Queue: a.status, Consumer: uuid.Max, Number: a.number, Session: uuid.Max, Deliveries: deliveries}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (a *applied) submit(t *testing.T, id, owner, name string) {
+	t.Helper()
+	a.number++
+	_, err := a.db.Apply(t.Context(), &workflow.Batch{Queue: a.submission, Consumer: uuid.Max, Number: a.number, Session: uuid.Max, Deliveries: []workflow.Delivery{
+		{Submission: &workflow.Submission{User: owner, Name: name, Workflow: id, EventTime: time.Unix(a.number, 0)}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (a *applied) say(t *testing.T, m workflow.StatusMessage) {
+	t.Helper()
+	if m.EventTime.IsZero() {
+		m.EventTime = time.Unix(a.number, 0)
+	}
+	a.apply(t, workflow.Delivery{Status: &m})
+}
+
+// One name of several owners is refused, with a hint, and --owner chooses.
+func TestOwnerChooses(t *testing.T) {
+	t.Parallel()
+	a := newApplied(t)
+	ada, bob, eve := uuid.NewString(), uuid.NewString(), uuid.NewString()
+	a.submit(t, ada, "ada", "fit")
+	a.submit(t, bob, "bob", "fit")
+	a.submit(t, eve, "eve", "other")
+	for id, status := range map[string]workflow.Status{ada: workflow.StatusFailed, bob: workflow.StatusFinished, eve: workflow.StatusRunning} {
+		a.say(t, workflow.StatusMessage{WorkflowID: uuid.MustParse(id), Status: status, Logs: "log of " + id})
+	}
+	for _, command := range []string{"status", "jobs", "logs", "history", "watch"} {
+		for _, ref := range []string{"fit", "fit#1"} {
+			got := a.run(t, command, ref).want(t, exitNotFound)
+			if !strings.Contains(got.stderr, ada) || !strings.Contains(got.stderr, bob) || !strings.Contains(got.stderr, "--owner") {
+				t.Errorf("%s %s says %q, want both ids and --owner", command, ref, got.stderr)
+			}
+		}
+		want := exitOK
+		if command == "watch" {
+			want = exitFailed
+		}
+		a.run(t, command, "fit", "--owner", "ada").want(t, want)
+		got := a.run(t, command, "fit", "--owner", "eve").want(t, exitNotFound)
+		if !strings.Contains(got.stderr, `workflow "fit" of "eve"`) || strings.Contains(got.stderr, ada) {
+			t.Errorf("%s of a name that eve has not: %q, want that eve has none, and nothing of others", command, got.stderr)
+		}
+	}
+	if got := a.run(t, "logs", "fit", "--owner", "bob").want(t, exitOK).stdout; got != "log of "+bob+"\n" {
+		t.Errorf("logs of bob's run: %q", got)
+	}
+	a.run(t, "watch", "fit", "--owner", "bob").want(t, exitOK)
+
+	// Watching everything of one owner leaves out the others.
+	p := a.start(t, "watch", "--owner", "eve")
+	await := func(what string) {
+		t.Helper()
+		servicetest.Eventually(t, patience, "watch tells of "+what, func() error {
+			if !strings.Contains(p.stdout.String(), what) {
+				return fmt.Errorf("it says %q", p.stdout.String())
+			}
+			return nil
+		})
+	}
+	await("other#1")
+	later := uuid.NewString()
+	a.submit(t, later, "ada", "later")
+	a.say(t, workflow.StatusMessage{WorkflowID: uuid.MustParse(later), Status: workflow.StatusRunning})
+	a.say(t, workflow.StatusMessage{WorkflowID: uuid.MustParse(eve), Status: workflow.StatusFinished})
+	await("finished")
+	if strings.Contains(p.stdout.String(), "later") {
+		t.Errorf("watch --owner eve tells of ada's run: %q", p.stdout.String())
+	}
+	p.stop(t, exitInterrupted)
+}
+
+// Where a run has begun anew, its jobs tell which attempt they are of.
+func TestJobsTellTheAttemptOfTheRun(t *testing.T) {
+	t.Parallel()
+	a := newApplied(t)
+	id := uuid.New()
+	a.say(t, workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusFailed, Progress: workflow.Progress{Failed: workflow.JobIDs("first")}})
+	head := func(args ...string) (lines []string) {
+		for line := range strings.Lines(a.run(t, append([]string{"jobs", id.String()}, args...)...).want(t, exitOK).stdout) {
+			lines = append(lines, strings.Join(strings.Fields(line), " "))
+		}
+		return lines
+	}
+	if d := cmp.Diff([]string{"JOB NAME STATUS EXIT ATTEMPT STARTED DURATION COMMAND", "first - failed - 1 - - -"}, head()); d != "" {
+		t.Errorf("jobs of the first attempt (-want, +got):\n%s", d)
+	}
+	a.say(t, workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusRunning, Attempt: 2, Progress: workflow.Progress{Finished: workflow.JobIDs("second")}})
+	if d := cmp.Diff([]string{"JOB NAME RUN STATUS EXIT ATTEMPT STARTED DURATION COMMAND", "first - 1 failed - 1 - - -", "second - 2 finished - 1 - - -"}, head()); d != "" {
+		t.Errorf("jobs of two attempts (-want, +got):\n%s", d)
+	}
+	if d := cmp.Diff([]string{"JOB NAME RUN STATUS EXIT ATTEMPT STARTED DURATION COMMAND", "second - 2 finished - 1 - - -"}, head("--run-attempt", "2")); d != "" {
+		t.Errorf("jobs of the second attempt (-want, +got):\n%s", d)
+	}
+}
+
+// Jobs of all times are shown, to people and to programs.
+func TestJobsOfImpossibleTimes(t *testing.T) {
+	t.Parallel()
+	a := newApplied(t)
+	id := uuid.New()
+	first, last := time.Date(1, 1, 1, 0, 0, 1, 0, time.UTC), time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
+	a.say(t, workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusRunning, EventTime: first, Jobs: []workflow.JobReport{
+		{ID: "longest", Status: workflow.JobFinished, StartedAt: first, FinishedAt: last},
+		{ID: "backward", Status: workflow.JobFinished, StartedAt: last, FinishedAt: first}}})
+	a.say(t, workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusFinished, EventTime: last})
+	for _, command := range []string{"jobs", "status"} {
+		text := a.run(t, command, id.String()).want(t, exitOK).stdout
+		if !strings.Contains(text, "3652058d23h") {
+			t.Errorf("%s does not show 3652058d23h:\n%s", command, text)
+		}
+	}
+	var got struct {
+		Jobs []struct {
+			ID       string   `json:"id"`
+			Duration *float64 `json:"duration_seconds"`
+		} `json:"jobs"`
+	}
+	decodeJSON(t, a.run(t, "jobs", id.String(), "--json").want(t, exitOK).stdout, &got)
+	for _, j := range got.Jobs {
+		want := map[string]float64{"longest": 315537897598, "backward": 0}[j.ID]
+		if j.Duration == nil || *j.Duration != want {
+			t.Errorf("duration of job %s is %v, want %v", j.ID, j.Duration, want)
+		}
+	}
+	for _, args := range [][]string{{"--since", "999999d"}, {"--until", "9999-12-31"}, {"--since", "0001-01-01"}, {"--since", "2562047h", "--name", `*\%_*`}, {"--all", "--limit", "1"}} {
+		a.run(t, append([]string{"list", "--json"}, args...)...).want(t, exitOK)
+	}
+	if got := a.run(t, "list", "--until", "0001-01-01").want(t, exitOK); got.stdout != "" {
+		t.Errorf("what was heard of before year 1: %q, want nothing", got.stdout)
+	}
+	for _, cursor := range []string{"%", "e30", "bnVsbA", "e30x", store.LogCursor(workflow.LogEntry{Seq: 1})} {
+		if got := a.run(t, "list", "--cursor", cursor).want(t, exitUsage); !strings.Contains(got.stderr, "not a cursor of this list") {
+			t.Errorf("list with cursor %q says %q", cursor, got.stderr)
+		}
+	}
+}
+
+// A long log is streamed: what it takes of memory does not grow with it.
+func TestLogsTakeLittleMemory(t *testing.T) { // alone, as it measures the whole process
+	const chunks, mebi = 64, 1 << 20
+	a := newApplied(t)
+	id := uuid.New()
+	text := strings.Repeat(strings.Repeat("x", 1023)+"\n", mebi/1024)
+	for i := range chunks {
+		a.say(t, workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusRunning, EventTime: time.Unix(int64(i), 0), Logs: text})
+	}
+	runtime.GC()
+	var before runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for _, test := range []struct {
+		args []string
+		want int64 // bytes of log
+	}{
+		{nil, chunks * mebi}, {[]string{"--all-jobs"}, chunks*mebi + int64(len("==> run <==\n"))}, {[]string{"--tail", "10000"}, 10_000 * 1024}, {[]string{"--tail", "3"}, 3 * 1024},
+	} {
+		var w peak
+		code := run(t.Context(), append([]string{"logs", id.String()}, test.args...), a.getenv, strings.NewReader(""), &w, &buffer{})
+		if code != exitOK || w.n != test.want {
+			t.Errorf("logs %q ended with %d after %d bytes, want %d after %d", test.args, code, w.n, exitOK, test.want)
+		}
+		if grown := int64(w.heap.Load()) - int64(before.HeapAlloc); grown > 40*mebi {
+			t.Errorf("logs %q held %d MiB of 64 MiB at once, want less than 40", test.args, grown/mebi)
+		}
+	}
+}
+
+// peak counts what is written, and looks at the live heap now and then.
+type peak struct {
+	n, looked int64
+	heap      atomic.Uint64
+}
+
+func (p *peak) Write(b []byte) (int, error) {
+	p.n += int64(len(b))
+	if p.n-p.looked >= 8<<20 || p.looked == 0 {
+		p.looked = p.n
+		runtime.GC() // what is left is held
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		p.heap.Store(max(p.heap.Load(), m.HeapAlloc))
+	}
+	return len(b), nil
+}
+
+// The last lines are the same ones, over however many pages they are spread.
+func TestTailOverPages(t *testing.T) {
+	t.Parallel()
+	a := newApplied(t)
+	id := uuid.New()
+	var all []string
+	for i := range 12 { // lines of a mebibyte, two in a chunk
+		line := func(k int) string { return fmt.Sprintf("%02d", 2*i+k) + strings.Repeat("x", 1<<20) }
+		all = append(all, line(0), line(1))
+		a.say(t, workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusFinished, EventTime: time.Unix(int64(i), 0), Logs: line(0) + "\n" + line(1)})
+	}
+	numbers := func(lines []string) (n []string) {
+		for _, l := range lines {
+			n = append(n, l[:min(2, len(l))])
+		}
+		return n
+	}
+	for _, n := range []int{1, 8, 13, 25} {
+		for _, more := range [][]string{nil, {"--follow"}}[:1+n%2] {
+			got := a.run(t, append([]string{"logs", id.String(), "--tail", fmt.Sprint(n)}, more...)...).want(t, exitOK).stdout
+			lines := strings.Split(strings.TrimSuffix(got, "\n"), "\n")
+			if d := cmp.Diff(numbers(all[max(0, len(all)-n):]), numbers(lines)); d != "" {
+				t.Errorf("the last %d lines %q (-want, +got):\n%s", n, more, d)
+			}
+		}
+	}
+}
+
+// A line in a pipe is new, though what it does not show may have changed.
+func TestWatchSaysNothingTwice(t *testing.T) {
+	var b bytes.Buffer
+	now := time.Date(2026, 3, 4, 12, 0, 0, 0, time.UTC)
+	id := uuid.MustParse("256b25f4-4cfb-4684-b7a8-73872ef455a1")
+	s := &workflow.Summary{ID: id, Name: "fit", RunNumber: 1, Attempt: 1, Status: workflow.StatusRunning, StartedAt: now, UpdatedAt: now}
+	w := &watcher{app: &app{now: func() time.Time { return now }}, o: &output{w: &b, format: formatTable},
+		runs: map[uuid.UUID]*workflow.Summary{id: s}, order: []uuid.UUID{id}, told: map[uuid.UUID]string{}}
+	for _, change := range []func(){
+		func() { s.Counts = workflow.Counts{Total: 3} },
+		func() { s.Counts.Running = 1 },
+		func() { s.Counts.Queued, s.UpdatedAt = 1, now.Add(time.Second) },
+		func() { s.Counts.Finished = 1 },
+		func() { s.Attempt, s.Counts = 2, workflow.Counts{Total: 3, Finished: 1} },
+		func() { s.Status, s.FinishedAt = workflow.StatusFinished, now.Add(42*time.Second) },
+		func() { now = now.Add(time.Hour) },
+	} {
+		change()
+		if err := w.show(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := `2026-03-04T12:00:00Z  fit#1  256b25f4  running  0/3
+2026-03-04T12:00:01Z  fit#1  256b25f4  running  1/3
+2026-03-04T12:00:01Z  fit#1  256b25f4  running  attempt 2  1/3
+2026-03-04T12:00:01Z  fit#1  256b25f4  finished  attempt 2  1/3  after 42s
+`
+	if d := cmp.Diff(want, b.String()); d != "" {
+		t.Errorf("watch (-want, +got):\n%s", d)
+	}
+	// Programs are told of each change.
+	b.Reset()
+	w.o.format = formatJSONL
+	s.Counts.Running = 1
+	if err := w.show(); err != nil {
+		t.Fatal(err)
+	}
+	if !json.Valid(b.Bytes()) {
+		t.Errorf("watch --output jsonl after a job began says %q, want an object", b.String())
+	}
+}
+
+// A queue that somebody else declared in another way is named.
+func TestPublishNamesTheQueue(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	conn := dialRaw(t, s.amqp)
+	if err := broker.Declare(conn, broker.Reana.Status(s.status)); err != nil {
+		t.Fatal(err)
+	}
+	got := s.runWith(t.Context(), goodStatus, "publish", "status").want(t, exitUnreachable)
+	if !strings.Contains(got.stderr, fmt.Sprintf("queue %q", s.status)) || !strings.Contains(got.stderr, `topology "reana"`) {
+		t.Errorf("publish to a queue that is declared otherwise says %q, want the queue and the remedy", got.stderr)
+	}
+}
