@@ -7,6 +7,11 @@
 // [Validate]. What passes it conforms to the schema; what does not comes back as an
 // [*Error] that says why and, by a JSON pointer, where.
 //
+// Of a property that is given twice the last counts, as in Python, which REANA's
+// consumer reads with: both see one message. Who puts a validator in front must
+// use one that takes the last, too. To refuse such messages was decided against:
+// what REANA applies must not be lost here.
+//
 // Publishers send the strict form only, and check it with [Validate].
 //
 // The files keep the names and $ids of the schemas REANA's wiki proposed. Those

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -351,6 +352,36 @@ func TestFastPathEdges(t *testing.T) {
 				t.Errorf("the fast path accepts = %t, expected %t:\n%.300q", fast, tt.fast, tt.body)
 			}
 		})
+	}
+}
+
+// Of a property that is given twice the last counts, wherever it stands and
+// however its name is written; the fast path says the same, or nothing.
+func TestOfAPropertyGivenTwiceTheLastCounts(t *testing.T) {
+	body, err := EncodeStatus(full())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := DecodeStatus(body, schemas.Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := regexp.MustCompile(`"(\w)(\w*)":`).FindAllSubmatchIndex(body, -1)
+	if len(names) < 40 {
+		t.Fatalf("found %d properties, want more of them in %s", len(names), body)
+	}
+	for _, at := range names {
+		for _, value := range []string{"null", "2", `"x"`, "{}", "[]", `{"total":{"total":9}}`, `[{"job_id":"z"}]`} {
+			for _, name := range []string{`"` + string(body[at[2]:at[5]]) + `"`, fmt.Sprintf(`"\u%04x%s"`, body[at[2]], body[at[4]:at[5]])} {
+				twice := []byte(string(body[:at[0]]) + name + ":" + value + "," + string(body[at[0]:]))
+				for _, form := range forms(t, twice) {
+					agrees(t, form, schemas.Limits{})
+					if got, err := DecodeStatus(form, schemas.Limits{}); err != nil || !reflect.DeepEqual(want, got) {
+						t.Fatalf("%v, and (-want +got):\n%s\n%s", err, cmp.Diff(want, got), form)
+					}
+				}
+			}
+		}
 	}
 }
 
