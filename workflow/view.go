@@ -113,7 +113,7 @@ type LogFilter struct {
 	// Tail chooses the last chunks, at most this many on a page, and makes pages
 	// go from the end of the log to its beginning. 0 means from the beginning.
 	Tail int
-	// Limit is the number of chunks of a page without Tail. 0 means 1000; the most is 10000.
+	// Limit is the number of chunks of a page without Tail. 0 means 1000; the most is 50000.
 	Limit  int
 	Cursor string
 }

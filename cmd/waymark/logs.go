@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"log/slog"
@@ -42,7 +43,7 @@ says how much was cut between them.
 				return usage("--job and --all-jobs: give one of them")
 			}
 			o := a.output(cmd)
-			p := &logPrinter{o: o, raw: raw, heads: filter.AllJobs}
+			p := newLogPrinter(o, raw, filter.AllJobs)
 			return a.withStore(cmd, func(ctx context.Context, c *config, db *store.DB) error {
 				id, err := findRun(ctx, db, refs[0], owner)
 				if err != nil {
@@ -79,12 +80,13 @@ const (
 	maxTail = 10_000
 	// logRows is how many chunks are read at once, of which the store takes
 	// fewer where they are large. Each page of all jobs' logs is sorted anew.
-	logRows = 10_000
+	logRows = 50_000
 )
 
 // logPrinter writes log chunks in the form that was asked for.
 type logPrinter struct {
-	o     *output
+	o     *output       // writes to w
+	w     *bufio.Writer // logs have very many lines
 	raw   bool
 	heads bool   // a line says whose log follows
 	last  string // job whose log was written last
@@ -92,9 +94,17 @@ type logPrinter struct {
 	wrote int
 }
 
+func newLogPrinter(o *output, raw, heads bool) *logPrinter {
+	buffered := *o
+	w := bufio.NewWriterSize(o.w, 64<<10)
+	buffered.w = w
+	return &logPrinter{o: &buffered, w: w, raw: raw, heads: heads}
+}
+
 // all writes the whole log.
 func (p *logPrinter) all(ctx context.Context, db *store.DB, id uuid.UUID, filter workflow.LogFilter) error {
 	if err := eachLog(ctx, db, id, filter, p.write); err != nil {
+		_ = p.w.Flush() // what was read is shown all the same
 		return err
 	}
 	return p.end()
@@ -103,6 +113,7 @@ func (p *logPrinter) all(ctx context.Context, db *store.DB, id uuid.UUID, filter
 // tail writes the last lines.
 func (p *logPrinter) tail(ctx context.Context, db *store.DB, id uuid.UUID, filter workflow.LogFilter, lines int) error {
 	if err := eachOfTail(ctx, db, id, filter, lines, p.write); err != nil {
+		_ = p.w.Flush()
 		return err
 	}
 	return p.end()
@@ -186,6 +197,9 @@ func (p *logPrinter) follow(ctx context.Context, db *store.DB, logger *slog.Logg
 			skip = max(skip, chunk.Seq)
 			return p.write(chunk)
 		})
+		if err == nil {
+			err = p.w.Flush()
+		}
 		if err != nil {
 			return err
 		}
@@ -203,7 +217,7 @@ func (p *logPrinter) follow(ctx context.Context, db *store.DB, logger *slog.Logg
 			}
 			written[seq] = struct{}{}
 		}
-		return old, nil
+		return old, p.w.Flush()
 	}
 	forward := filter
 	forward.Limit = logRows
@@ -303,16 +317,18 @@ func (p *logPrinter) write(e *workflow.LogEntry) error {
 	return err
 }
 
+// end writes what belongs behind the last chunk.
 func (p *logPrinter) end() error {
-	if p.o.format != formatJSON {
-		return nil
+	if p.o.format == formatJSON {
+		text := "\n  ]\n}\n"
+		if p.wrote == 0 {
+			text = "{\n  \"logs\": []\n}\n"
+		}
+		if _, err := fmt.Fprint(p.o.w, text); err != nil {
+			return err
+		}
 	}
-	text := "\n  ]\n}\n"
-	if p.wrote == 0 {
-		text = "{\n  \"logs\": []\n}\n"
-	}
-	_, err := fmt.Fprint(p.o.w, text)
-	return err
+	return p.w.Flush()
 }
 
 // wholeLines ends text with a newline: a chunk is never continued by the next.
