@@ -146,15 +146,18 @@ func columns(heads ...string) []column {
 
 const (
 	columnGap   = "  "
+	narrowGap   = " "
 	leastColumn = 8 // characters that a column keeps at least
 )
 
 // fit cuts the texts of rows where the table is wider than width, the longest
-// columns first. Statuses and numbers stay: they are what people look for.
-func fit(columns []column, rows [][]string, width int) {
+// columns first. Statuses and numbers stay: they are what people look for. It
+// returns the space to put between columns, less if that is not enough.
+func fit(columns []column, rows [][]string, width int) (gap string) {
 	if width <= 0 {
-		return
+		return columnGap
 	}
+	gap = columnGap
 	widths, total := make([]int, len(columns)), -len(columnGap)
 	for i, c := range columns {
 		widths[i] = prettytext.StringWidthWithoutEscSequences(c.head)
@@ -163,16 +166,23 @@ func fit(columns []column, rows [][]string, width int) {
 		}
 		total += widths[i] + len(columnGap)
 	}
-	for widest := 0; total > width && widest >= 0; total-- {
-		widest = -1
+	for total > width {
+		widest := -1
 		for i, c := range columns {
 			if c.text && widths[i] > leastColumn && (widest < 0 || widths[i] > widths[widest]) {
 				widest = i
 			}
 		}
-		if widest >= 0 {
-			widths[widest]--
+		if widest < 0 {
+			if gap == narrowGap {
+				break
+			}
+			gap = narrowGap
+			total -= len(columns) - 1
+			continue
 		}
+		widths[widest]--
+		total--
 	}
 	for i, c := range columns {
 		for _, row := range rows {
@@ -181,16 +191,17 @@ func fit(columns []column, rows [][]string, width int) {
 			}
 		}
 	}
+	return gap
 }
 
 // table writes rows below heads: columns two spaces apart, no lines. The cells
 // must be harmless.
 func (o *output) table(columns []column, rows [][]string, withHead bool) error {
-	fit(columns, rows, o.width)
+	gap := fit(columns, rows, o.width)
 	t := table.NewWriter()
 	style := table.StyleDefault
 	style.Options = table.OptionsNoBordersAndSeparators
-	style.Box.PaddingLeft, style.Box.PaddingRight = "", columnGap
+	style.Box.PaddingLeft, style.Box.PaddingRight = "", gap
 	style.Format.Header = prettytext.FormatDefault
 	if o.cut {
 		style.Size.WidthMax = o.width

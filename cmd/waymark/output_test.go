@@ -21,7 +21,8 @@ func TestTableFitsTheTerminal(t *testing.T) {
 		{"wide enough", 80, []string{"fit", "1", "true"}, "NAME  N  COMMAND\nfit   1  true\n"},
 		{"the longest is cut", 24, []string{"fit", "1", long}, "NAME  N  COMMAND\nfit   1  a long name a …\n"},
 		{"both are cut alike", 26, []string{long, "1", long}, "NAME        N  COMMAND\na long na…  1  a long nam…\n"},
-		{"no terminal is so narrow", 5, []string{long, "12345", long}, "NAME          N  COMMAND\na long …  12345  a long …\n"},
+		{"closer together", 24, []string{long, "1234567", long}, "NAME           N COMMAND\na long … 1234567 a long …\n"},
+		{"no terminal is so narrow", 5, []string{long, "12345", long}, "NAME         N COMMAND\na long … 12345 a long …\n"},
 		{"colours take no room", 26, []string{"\x1b[31mfailed\x1b[0m", "1", "true"}, "NAME    N  COMMAND\n\x1b[31mfailed\x1b[0m  1  true\n"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

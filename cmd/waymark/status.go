@@ -34,7 +34,10 @@ func addOwnerFlag(f *pflag.FlagSet, owner *string) {
 // findRun returns the workflow that a person means.
 func findRun(ctx context.Context, db *store.DB, ref, owner string) (uuid.UUID, error) {
 	id, err := db.Find(ctx, ref, owner)
-	if owner == "" && errors.Is(err, workflow.ErrAmbiguous) {
+	switch {
+	case errors.Is(err, workflow.ErrNotFound):
+		err = fmt.Errorf("%w; see waymark list", err)
+	case owner == "" && errors.Is(err, workflow.ErrAmbiguous):
 		err = fmt.Errorf("%w; give an id, or --owner", err)
 	}
 	return id, err
