@@ -49,9 +49,9 @@ func TestPrecedence(t *testing.T) {
 			section, name, _ := strings.Cut(s.key, ".")
 			pair := ""
 			env := environment{}
-			if strings.HasPrefix(s.key, "broker.tls_c") || s.key == "broker.tls_key" {
+			if name == "tls_cert" || name == "tls_key" {
 				// The two belong together, so the other one is set as well.
-				for _, key := range []string{"broker.tls_cert", "broker.tls_key"} {
+				for _, key := range []string{section + ".tls_cert", section + ".tls_key"} {
 					if key != s.key {
 						env[find(key).env()] = "other"
 					}
@@ -79,7 +79,7 @@ func TestPrecedence(t *testing.T) {
 					}
 				}
 			}
-			if !strings.HasPrefix(s.key, "broker.tls_") || s.key == "broker.tls_ca" {
+			if name != "tls_cert" && name != "tls_key" {
 				check(s.preset, "default")
 			}
 			check(values[0], file+":3", "--config", file)

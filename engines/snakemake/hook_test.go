@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -39,34 +40,39 @@ func hooked(t *testing.T, stub, program string, deaf bool) (output string, lines
 		t.Fatal(err)
 	}
 	defer listener.Close()
-	got := make(chan []string)
-	go func() {
-		var all []string
+	var (
+		mu  sync.Mutex
+		all sync.WaitGroup
+	)
+	all.Go(func() {
 		for {
 			c, err := listener.Accept()
 			if err != nil {
-				got <- all
 				return
 			}
 			if deaf {
 				defer c.Close()
 				continue
 			}
-			s := bufio.NewScanner(c)
-			for s.Scan() {
-				all = append(all, s.Text())
-			}
-			c.Close()
+			all.Go(func() {
+				defer c.Close()
+				for s := bufio.NewScanner(c); s.Scan(); {
+					mu.Lock()
+					lines = append(lines, s.Text())
+					mu.Unlock()
+				}
+			})
 		}
-	}()
+	})
 	cmd := exec.Command(python[0], append(python[1:], "-c", program)...)
 	cmd.Env = []string{
 		"PATH=" + os.Getenv("PATH"), "PYTHONDONTWRITEBYTECODE=1", "WAYMARK_SOCKET=" + listener.Addr().String(),
 		"PYTHONPATH=" + folder + ":" + filepath.Join("testdata", stub) + ":testdata",
 	}
 	b, err := cmd.CombinedOutput()
-	listener.Close()
-	lines = <-got
+	// Who connected before the end is still to be accepted.
+	_ = listener.(*net.UnixListener).SetDeadline(time.Now().Add(100 * time.Millisecond))
+	all.Wait()
 	if err != nil {
 		t.Errorf("the program ended with %v", err)
 	}
