@@ -103,6 +103,11 @@ func TestGuideShowsTheAdapter(t *testing.T) {
 }
 
 func TestBrew(t *testing.T) {
+	var adapter engines.Adapter = brew{}
+	watch, err := adapter.Prepare(t.Context(), &engines.Launch{Args: []string{"brew", "ale.txt"}, WorkflowID: enginetest.WorkflowID})
+	if err != nil || watch.Reducer == nil || !watch.Stderr || adapter.Engine() != "brew" {
+		t.Errorf("%s is watched by %+v (%v), want its standard error and a reducer", adapter.Engine(), watch, err)
+	}
 	enginetest.Contract(t, enginetest.Config{New: newBrewReducer, Recordings: enginetest.Recordings(t, "../../testdata/engines/brew")})
 }
 

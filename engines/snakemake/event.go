@@ -92,17 +92,6 @@ func (e event) object(key string) event {
 	return m
 }
 
-// texts returns the texts in a list.
-func (e event) texts(key string) []string {
-	var out []string
-	for _, v := range e.list(key) {
-		if s, ok := v.(string); ok {
-			out = append(out, s)
-		}
-	}
-	return out
-}
-
 // words are the values of an object as text.
 func (e event) words() map[string]string {
 	out := make(map[string]string, len(e))
