@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"syscall"
 
 	"waymark/workflow"
 )
@@ -41,7 +42,9 @@ type Narrator struct {
 	jobs    map[string]*told
 	order   []string
 	counts  Counts
-	missed  int // events that could not be read
+	missed  int    // events that could not be read
+	first   string // the first of them, its beginning
+	stop    syscall.Signal
 
 	mu       sync.Mutex // guards what follows: a Teller asks for it later
 	graph    *Graph
@@ -64,7 +67,9 @@ func NewNarrator(reducer Reducer, to Teller) *Narrator {
 func (n *Narrator) Apply(e Event) {
 	n.guard(func() {
 		if !n.reducer.Apply(e, story{n}) && e.Source == Hook {
-			n.missed++
+			if n.missed++; n.missed == 1 {
+				n.first = fit(string(e.Line[:min(len(e.Line), 1000)]), 200)
+			}
 		}
 	})
 }
@@ -83,6 +88,15 @@ func (n *Narrator) guard(call func()) {
 	}()
 	call()
 }
+
+// Stopping says that the engine has been sent a signal that is to stop it. A job
+// that fails from then on, with what the signal makes of its exit code or with
+// none, was stopped.
+func (n *Narrator) Stopping(signal syscall.Signal) { n.stop = signal }
+
+// Unreadable returns how many events of a hook could not be read, and the
+// beginning of the first.
+func (n *Narrator) Unreadable() (count int, first string) { return n.missed, n.first }
 
 // Broken is what the Reducer panicked with, empty if it did not.
 func (n *Narrator) Broken() string { return n.broken }
@@ -203,6 +217,9 @@ func (s story) Job(news workflow.JobReport) {
 		return
 	}
 	news.Attempt = max(news.Attempt, 1)
+	if news.Status == workflow.JobFailed && s.stop != 0 && (news.ExitCode == nil || *news.ExitCode == 128+int(s.stop)) {
+		news.Status = workflow.JobStopped
+	}
 	j := s.jobs[news.ID]
 	if j == nil {
 		j = &told{attempt: news.Attempt}

@@ -231,6 +231,9 @@ func (r *supervisor) run(ctx context.Context) (Outcome, error) {
 	if broken := r.narrator.Broken(); broken != "" {
 		r.Logger.Error("the adapter has a mistake: jobs may be missing; please report it", "engine", r.Adapter.Engine(), "err", broken)
 	}
+	if n, first := r.narrator.Unreadable(); n > 0 {
+		r.Logger.Warn("events of the engine could not be read", "engine", r.Adapter.Engine(), "events", n, "first", first)
+	}
 	out.Status, out.Reason, out.Counts = ending.Status, ending.Reason, r.narrator.Counts()
 	out.Report = r.reporter.Finish(r.finishing(ctx), ending.Status, lastWords(ending, exit))
 	return out, nil
@@ -276,6 +279,9 @@ func (r *supervisor) prepare(ctx context.Context) (*Launch, *hookListener, error
 	bare := &Launch{Args: r.Args, Env: r.Env, Dir: r.Dir, WorkflowID: r.WorkflowID, Logger: r.Logger}
 	r.watch = Watch{Reducer: silent{}}
 	temp, err := os.MkdirTemp("", "waymark-run-") // 0700
+	if err != nil {
+		temp, err = os.MkdirTemp("/tmp", "waymark-run-") // $TMPDIR may be what is wrong
+	}
 	if err != nil {
 		return bare, nil, fmt.Errorf("making a folder for the hook: %w", err)
 	}
@@ -390,10 +396,18 @@ func (r *supervisor) narrate() {
 		if r.narrator == nil {
 			continue
 		}
+		if e.Source == stopping {
+			r.narrator.Stopping(syscall.Signal(e.Line[0]))
+			continue
+		}
 		r.tape.event(e)
 		r.narrator.Apply(e)
 	}
 }
+
+// stopping is the source of the event that the engine is being stopped, which
+// has its place among the others. Its line is the signal.
+const stopping = "stopping"
 
 // emit passes an event on. The line is copied: it is only its owner's.
 func (r *supervisor) emit(e Event) {
@@ -450,6 +464,7 @@ func (r *supervisor) wait(ctx context.Context, cmd *exec.Cmd) Exit {
 		number = byUser.Signal
 	}
 	group := cmd.Process.Pid
+	r.emit(Event{Source: stopping, Line: []byte{byte(number)}})
 	if r.Graceful {
 		_ = cmd.Process.Signal(number)
 	} else {

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -59,7 +60,7 @@ func TestMain(m *testing.M) {
 
 func relayProgram() []string { return []string{os.Args[0], "relay"} }
 
-// lineAdapter reads lines such as "a running".
+// lineAdapter reads lines such as "a running" and "a failed 3".
 type lineAdapter struct {
 	prepare func(*Launch) (Watch, error)
 	stderr  bool
@@ -82,11 +83,19 @@ func (lineReducer) Apply(e Event, to Story) bool {
 	if name == "panic" {
 		panic("a mistake")
 	}
+	job := workflow.JobReport{ID: name, Name: name}
+	state, text, coded := strings.Cut(state, " ")
+	if coded {
+		if code, err := strconv.Atoi(text); err == nil {
+			job.ExitCode = &code
+		}
+	}
 	status, err := workflow.ParseJobStatus(state)
 	if !ok || err != nil {
 		return false
 	}
-	to.Job(workflow.JobReport{ID: name, Name: name, Status: status})
+	job.Status = status
+	to.Job(job)
 	return true
 }
 
@@ -317,6 +326,31 @@ func TestSuperviseDoesNotWaitForLeftovers(t *testing.T) {
 	s.want(t, out, workflow.StatusFailed, 137)
 	if took > 60*time.Second {
 		t.Errorf("it took %v to see the end of an engine that ended at once", took)
+	}
+}
+
+// What the signal did to the jobs is no failure of theirs; what they did before
+// it is.
+func TestSuperviseTellsStoppedJobsFromFailed(t *testing.T) {
+	s := supervise(t, "sh", "-c", `trap 'env $TELL "b failed 143" "c failed" "d failed 7"; exit 1' TERM
+		env $TELL "a failed 143" "b running" "c running" "d running"; sleep 100 & wait`)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	go func() {
+		s.published.until(t, "that job d runs", func(state *workflow.State) bool { return state.Run.Jobs.Running == 3 })
+		cancel(&StopError{Signal: syscall.SIGTERM})
+	}()
+	out := s.run(ctx, t)
+	s.want(t, out, workflow.StatusStopped, 1)
+	if want := (Counts{Total: 4, Failed: 2, Stopped: 2}); out.Counts != want {
+		t.Errorf("the counts are %+v, want %+v: a failed before, d of itself", out.Counts, want)
+	}
+}
+
+func TestSuperviseTellsOfUnreadableEvents(t *testing.T) {
+	s := supervise(t, "sh", "-c", `env $TELL "nonsense of mine" "more"`)
+	s.want(t, s.run(t.Context(), t), workflow.StatusFinished, 0)
+	if log := s.logged.String(); !strings.Contains(log, "events=2") || !strings.Contains(log, "nonsense of mine") {
+		t.Errorf("the warning is %q, want how many there were and the first", log)
 	}
 }
 
