@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -153,6 +154,9 @@ confirmed by then is kept on disk (publisher.spool_dir; not with --no-spool), an
 delivered by the next run, by "waymark publish --spool", or by a "waymark serve"
 that is told the folder. Without broker.url nothing is reported.
 
+A setting in the environment or in a file that cannot be used is said, and the run
+is not reported; with --require-broker nothing is run then.
+
 The first Ctrl-C or SIGTERM is passed to the engine and its jobs, the second
 kills what is left of them. An engine cannot read from a terminal here.`
 
@@ -178,10 +182,6 @@ func (a *app) runWatchedCommand(e watchedEngine) *cobra.Command {
 }
 
 func (a *app) runWatched(cmd *cobra.Command, e watchedEngine, f *watchedFlags, command []string) error {
-	c, err := a.config(cmd)
-	if err != nil {
-		return err
-	}
 	labels, err := parsePairs("--label", f.labels)
 	if err != nil {
 		return err
@@ -193,24 +193,35 @@ func (a *app) runWatched(cmd *cobra.Command, e watchedEngine, f *watchedFlags, c
 	if id == uuid.Nil {
 		id = uuid.New()
 	}
-
 	ctx, hurry, stop := engines.NotifyContext(cmd.Context(), stopSignals()...)
 	defer stop()
-	to, closePublisher, err := a.reporting(ctx, cmd, c, &f.reportFlags, hurry, a.stderr)
+	logger := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	var to *runPublisher
+	closePublisher := func() {}
+	c, err := a.config(cmd)
+	if err == nil {
+		logger = a.loggerTo(a.stderr, c, true)
+		to, closePublisher, err = a.reporting(ctx, cmd, c, &f.reportFlags, hurry, a.stderr)
+	}
 	if err != nil {
-		return err
+		// What is wrong on the command line can be put right at once. What a
+		// site has set must not keep everybody's workflows from running.
+		if f.requireBroker || settingsGiven(cmd) || ctx.Err() != nil {
+			return err
+		}
+		a.say("waymark: the run is not reported: %s", harmless(oneLine.Replace(err.Error())))
+		closePublisher = func() {}
 	}
 	a.say("run %s", id)
 	s := engines.Supervision{
 		Adapter:      e.adapter,
 		Args:         command,
-		Env:          withoutSettings(os.Environ()),
 		FinalTimeout: f.finalTimeout,
 		Grace:        f.grace,
 		Graceful:     f.graceful,
 		Hurry:        hurry,
 		Labels:       labels,
-		Logger:       a.loggerTo(a.stderr, c, true),
+		Logger:       logger,
 		Name:         f.name,
 		Owner:        f.owner,
 		Record:       f.record,
@@ -223,7 +234,7 @@ func (a *app) runWatched(cmd *cobra.Command, e watchedEngine, f *watchedFlags, c
 	out, err := engines.Supervise(ctx, s)
 	closePublisher()
 	if err != nil {
-		return &exitError{code: notStarted(err), err: err}
+		return &exitError{code: notStarted(err), err: fmt.Errorf("%w; nothing of it is reported", err)}
 	}
 	if out.Watched {
 		a.sayOutcome(to, &out)
@@ -231,10 +242,19 @@ func (a *app) runWatched(cmd *cobra.Command, e watchedEngine, f *watchedFlags, c
 	return exit(out.ExitCode)
 }
 
+// settingsGiven reports whether a setting is given as a flag.
+func settingsGiven(cmd *cobra.Command) (given bool) {
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		_, setting := f.Annotations[settingAnnotation]
+		given = given || setting || f.Name == "config"
+	})
+	return given
+}
+
 // stopSignals are what stops a run. A program that nohup started is not told
 // that the terminal is gone.
 func stopSignals() []os.Signal {
-	all := []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP}
+	all := []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT}
 	return slices.DeleteFunc(all, func(s os.Signal) bool { return signal.Ignored(s) })
 }
 
@@ -287,9 +307,10 @@ func (a *app) sayReport(say func(string, ...any), to *runPublisher, r engines.Re
 	}
 }
 
-// withoutSettings is an environment without ours. The commands of a workflow
-// have no business with the servers' URLs, which may hold passwords, and what
-// they print is published.
+// withoutSettings is an environment without ours. The commands of a serial
+// workflow have no business with the servers' URLs, which may hold passwords, and
+// what they print is published. Other engines run as they would without us, and
+// so in the environment that they would have.
 func withoutSettings(env []string) []string {
 	return slices.DeleteFunc(env, func(v string) bool { return strings.HasPrefix(v, envPrefix) })
 }

@@ -44,7 +44,8 @@ func TestRunScript(t *testing.T) {
 	s.serve(t)
 	id := uuid.NewString()
 	cmd := program(t, s.environment, "run", "script", "--id", id, "--name", "nightly", "--label", "site=cern", "--",
-		"sh", "-c", `printf 'data\0'; echo "url=[$WAYMARK_BROKER_URL] id=$WAYMARK_WORKFLOW" >&2; exit 3`)
+		"sh", "-c", `printf 'data\0'; echo "mine=[$WAYMARK_MINE] id=$WAYMARK_WORKFLOW" >&2; exit 3`)
+	cmd.Env = append(cmd.Env, "WAYMARK_MINE=here")
 	var stdout, stderr strings.Builder
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()
@@ -57,8 +58,8 @@ func TestRunScript(t *testing.T) {
 	if m := runLine.FindStringSubmatch(stderr.String()); m == nil || m[1] != id || !strings.HasPrefix(stderr.String(), "run ") {
 		t.Errorf("standard error does not begin with the run's id:\n%s", &stderr)
 	}
-	if !strings.Contains(stderr.String(), "url=[] id="+id+"\n") {
-		t.Errorf("the program sees our settings, or not its run:\n%s", &stderr)
+	if !strings.Contains(stderr.String(), "mine=[here] id="+id+"\n") {
+		t.Errorf("the program lacks its environment, or its run:\n%s", &stderr)
 	}
 	wantBalance(t, outcome{stderr: stderr.String()}, false)
 
@@ -71,6 +72,22 @@ func TestRunScript(t *testing.T) {
 			t.Errorf("the run's log lacks %q:\n%s", want, logs)
 		}
 	}
+}
+
+// What a site has set wrongly keeps nobody's workflow from running.
+func TestRunWithBrokenSettings(t *testing.T) {
+	for what, env := range map[string]environment{
+		"a spool that cannot be made": {"WAYMARK_BROKER_URL": "amqp://127.0.0.1:1/", "WAYMARK_PUBLISHER_SPOOL_DIR": "/proc/none"},
+		"a URL that is none":          {"WAYMARK_BROKER_URL": "127.0.0.1"},
+		"an authority that is gone":   {"WAYMARK_BROKER_URL": "amqps://127.0.0.1:1/", "WAYMARK_BROKER_TLS_CA": "/none"},
+	} {
+		got := env.run(t, "run", "script", "--", "sh", "-c", "exit 8").want(t, 8)
+		if !strings.Contains(got.stderr, "the run is not reported: ") {
+			t.Errorf("with %s standard error is %q", what, got.stderr)
+		}
+		env.run(t, "run", "script", "--require-broker", "--", "sh", "-c", "exit 8").want(t, exitUsage)
+	}
+	environment{}.run(t, "run", "script", "--broker-url", "127.0.0.1", "--", "sh", "-c", "exit 8").want(t, exitUsage)
 }
 
 func TestRunProgramThatIsNotThere(t *testing.T) {
@@ -159,6 +176,7 @@ func TestPublishJobRefuses(t *testing.T) {
 		{[]string{"publish", "job", "fit", "--workflow", "x"}, exitUsage, `"x" is not a UUID`},
 		{[]string{"publish", "job", "fit", "--status", "done"}, exitUsage, `unknown job status "done"`},
 		{[]string{"publish", "job", "fit", "plot"}, exitUsage, "put -- before a command"},
+		{[]string{"publish", "job", "fit", "--log", "none", "--", "true"}, exitUsage, "--log: the command itself says that"},
 		{[]string{"publish", "job", "fit", "--status", "running", "--", "true"}, exitUsage, "--status: the command itself says that"},
 		{[]string{"publish", "progress", "--total", "-1", "--workflow", uuid.NewString()}, exitUsage, "less than none"},
 		{[]string{"publish", "progress", "--status", "done"}, exitUsage, `unknown status "done"`},
@@ -172,6 +190,16 @@ func TestPublishJobRefuses(t *testing.T) {
 		got := away.run(t, test.args...).want(t, test.code)
 		if !strings.Contains(got.stderr, test.want) {
 			t.Errorf("%q says %q, want %q", test.args, got.stderr, test.want)
+		}
+	}
+	for what, env := range map[string]environment{
+		"without a run":    away,
+		"without a broker": {"WAYMARK_WORKFLOW": uuid.NewString()},
+		"with a bad id":    {"WAYMARK_BROKER_URL": "amqp://127.0.0.1:1/", "WAYMARK_WORKFLOW": "x"},
+		"with a bad spool": {"WAYMARK_BROKER_URL": "amqp://127.0.0.1:1/", "WAYMARK_WORKFLOW": uuid.NewString(), "WAYMARK_PUBLISHER_SPOOL_DIR": "/proc/none"},
+	} {
+		if got := env.run(t, "publish", "job", "fit", "--", "sh", "-c", "exit 6").want(t, 6); !strings.Contains(got.stderr, "the job is not reported") {
+			t.Errorf("%s the command says %q", what, got.stderr)
 		}
 	}
 	within := environment{"WAYMARK_SOCKET": filepath.Join(t.TempDir(), "gone")}

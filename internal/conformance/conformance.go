@@ -292,8 +292,12 @@ func (j *Judge) totals(r *run, m *workflow.StatusMessage) {
 	r.total, r.claimed = max(r.total, t.Total), true
 }
 
-// jobs follows the jobs of a message through their states.
+// jobs follows the jobs of a message through their states: the details first, as
+// they say which attempt it is.
 func (j *Judge) jobs(r *run, m *workflow.StatusMessage) {
+	for i := range m.Jobs {
+		j.job(r, m.Jobs[i].ID, max(m.Jobs[i].Attempt, 1), m.Jobs[i].Status)
+	}
 	p := &m.Progress
 	for _, s := range []struct {
 		name    string
@@ -310,14 +314,10 @@ func (j *Judge) jobs(r *run, m *workflow.StatusMessage) {
 			j.note("job-ids", Warn, "message %d counts %d %s jobs and names none: nobody can tell which", j.n, s.section.Total, s.name)
 		}
 		for _, id := range s.section.JobIDs {
-			if known := r.seen[id]; known.attempt > 1 && s.status != workflow.JobRunning {
-				continue // sections speak of first attempts; message.jobs of others
+			if r.seen[id].attempt <= 1 { // sections speak of first attempts
+				j.job(r, id, 1, s.status)
 			}
-			j.job(r, id, 1, s.status)
 		}
-	}
-	for i := range m.Jobs {
-		j.job(r, m.Jobs[i].ID, max(m.Jobs[i].Attempt, 1), m.Jobs[i].Status)
 	}
 }
 
@@ -379,7 +379,8 @@ func (j *Judge) Card() Card {
 	for _, c := range checks {
 		if found := j.faults[c.name]; found != nil {
 			card.Checks = append(card.Checks, *found)
-		} else {
+		} else if len(j.runs) > 0 { // of nothing, nothing can be said
+
 			card.Checks = append(card.Checks, Check{Name: c.name, Verdict: Pass, Detail: c.well})
 		}
 	}
@@ -395,7 +396,9 @@ func (j *Judge) end(id uuid.UUID, r *run) {
 	state := &r.state.Run
 	known := state.Jobs.Known()
 	switch {
-	case !r.claimed && known > 0:
+	case !r.claimed && known == 0:
+		j.note("totals", Warn, "run %s tells of no job", id)
+	case !r.claimed:
 		j.note("totals", Warn, "run %s never announces a total: nobody can tell how far it is", id)
 	case r.claimed && known > r.total:
 		j.note("totals", Fail, "run %s has %d jobs and announced %d", id, known, r.total)

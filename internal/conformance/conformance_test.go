@@ -101,12 +101,23 @@ func TestFaults(t *testing.T) {
 			}
 			return all
 		}, "rate", Warn, "more than 100 messages in a second"},
+		{"no job", func(all []Message) []Message {
+			return []Message{status(1, 1, `{}`), status(2, 2, `{}`)}
+		}, "totals", Warn, "tells of no job"},
+		{"a repetition in the sections", func(all []Message) []Message {
+			all[2] = status(3, 1, `{"progress": {"failed": {"total": 1, "job_ids": ["a"]}}, "jobs": [{"job_id": "b", "status": "finished"}]}`)
+			all[3] = status(4, 2, `{"progress": {"finished": {"total": 2, "job_ids": ["a", "b"]}}, "jobs": [{"job_id": "a", "status": "finished", "attempt": 2}]}`)
+			return all
+		}, "job-ids", Pass, "jobs keep their ids"},
 		{"a repetition of a job", func(all []Message) []Message {
 			all[1] = status(2, 1, `{"jobs": [{"job_id": "a", "status": "failed"}]}`)
 			all[2] = status(3, 1, `{"jobs": [{"job_id": "a", "status": "running", "attempt": 2}, {"job_id": "b", "status": "finished"}]}`)
 			all[3] = status(4, 2, `{"progress": {"finished": {"total": 2, "job_ids": ["a", "b"]}}, "jobs": [{"job_id": "a", "status": "finished", "attempt": 2}]}`)
 			return all
 		}, "job-ids", Pass, "jobs keep their ids"},
+	}
+	if card := judged(nil); len(card.Checks) != 1 {
+		t.Errorf("of nothing the card says %+v, want only that there was nothing", card.Checks)
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
