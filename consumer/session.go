@@ -118,7 +118,7 @@ func (c *Consumer) session(ctx context.Context) (err error) {
 			c.metrics.overruns.Inc()
 			c.overrun, err = true, errOverrun
 		}
-	case err != nil && ctx.Err() != nil && err != nil:
+	case err != nil:
 		c.cfg.Logger.Warn("draining was cut short; what is not acknowledged will be delivered again", "queue", c.cfg.Queue, "err", err)
 	}
 	return err

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/google/uuid"
@@ -152,6 +153,8 @@ type Exit struct {
 	At time.Time
 	// Code is its exit code, 128 and the number of the signal that ended it.
 	Code int
+	// Signal is the signal that ended it, 0 if none did.
+	Signal syscall.Signal
 	// Reason is Code in words, empty for 0.
 	Reason string
 	// Unknown is true if nobody saw how it ended, as in a recording without an

@@ -105,6 +105,15 @@ func (h *hookListener) serve(ended <-chan struct{}, emit func(line []byte)) (ove
 		})
 	}
 	close(stop)
+	select {
+	case <-ended: // whichever of the two the goroutine above has seen
+		mu.Lock()
+		for c := range connections {
+			c.SetReadDeadline(deadline())
+		}
+		mu.Unlock()
+	default:
+	}
 	all.Wait()
 	return oversized
 }

@@ -28,11 +28,7 @@ type Lines struct {
 
 // Write cuts p. It never fails.
 func (l *Lines) Write(p []byte) (int, error) {
-	n := len(p)
-	limit := l.Max
-	if limit <= 0 {
-		limit = maxLine
-	}
+	n, limit := len(p), l.limit()
 	for len(p) > 0 {
 		end := bytes.IndexByte(p, '\n')
 		piece := p
@@ -69,7 +65,14 @@ func (l *Lines) Close() error {
 		l.part = nil
 	}
 	if l.Oversized > 0 {
-		return fmt.Errorf("%d lines of more than %d bytes were left out", l.Oversized, max(l.Max, maxLine))
+		return fmt.Errorf("%d lines of more than %d bytes were left out", l.Oversized, l.limit())
 	}
 	return nil
+}
+
+func (l *Lines) limit() int {
+	if l.Max <= 0 {
+		return maxLine
+	}
+	return l.Max
 }

@@ -178,6 +178,8 @@ func (n *Narrator) reason(x Exit) string {
 		return x.Reason
 	case x.Code != 0:
 		return fmt.Sprintf("exit code %d", x.Code)
+	case n.counts.Failed == 1:
+		return "a job failed"
 	case n.counts.Failed > 0:
 		return fmt.Sprintf("%d jobs failed", n.counts.Failed)
 	}

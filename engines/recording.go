@@ -122,7 +122,9 @@ func readRecording(path string, meta recordedMeta) (*Recording, error) {
 		}
 	}}
 	_, _ = reader.Write(content)
-	_ = reader.Close()
+	if e := reader.Close(); err == nil && e != nil {
+		err = fmt.Errorf("%s: %w", path, e)
+	}
 	if err != nil {
 		return nil, err
 	}

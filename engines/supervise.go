@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"os/user"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -39,6 +40,9 @@ type Supervision struct {
 	Adapter Adapter
 	// Args is the engine's command line, program first. Required.
 	Args []string
+	// Announce is called before the engine is started, and told whether there
+	// is anything to report. Default: nobody wants to know.
+	Announce func(watched bool)
 	// Attempt counts explicit restarts of the workflow. Default 1.
 	Attempt int
 	// Env is the engine's environment, as in os.Environ. Default: that of this
@@ -97,6 +101,8 @@ type Outcome struct {
 	ExitCode int
 	// Counts are how many jobs ended in which state.
 	Counts Counts
+	// Events is how many events of the engine there were.
+	Events int
 	// Report says what became of the messages.
 	Report Report
 }
@@ -173,6 +179,7 @@ type supervisor struct {
 	reporter *Reporter
 	narrator *Narrator
 	tape     *tape
+	heard    int // events
 	tail     Tail
 }
 
@@ -196,6 +203,9 @@ func (r *supervisor) run(ctx context.Context) (Outcome, error) {
 		return out, err
 	}
 	out.Watched = r.watch.Reducer != nil
+	if r.Announce != nil {
+		r.Announce(out.Watched)
+	}
 	errs := newErrorTap(r, out.Watched)
 	cmd.Stderr = errs.engine()
 	began := time.Now()
@@ -234,8 +244,10 @@ func (r *supervisor) run(ctx context.Context) (Outcome, error) {
 	if n, first := r.narrator.Unreadable(); n > 0 {
 		r.Logger.Warn("events of the engine could not be read", "engine", r.Adapter.Engine(), "events", n, "first", first)
 	}
-	out.Status, out.Reason, out.Counts = ending.Status, ending.Reason, r.narrator.Counts()
-	out.Report = r.reporter.Finish(r.finishing(ctx), ending.Status, lastWords(ending, exit))
+	out.Status, out.Reason, out.Counts, out.Events = ending.Status, ending.Reason, r.narrator.Counts(), r.heard
+	finishing, cancel := r.finishing(ctx)
+	defer cancel()
+	out.Report = r.reporter.Finish(finishing, ending.Status, lastWords(ending, exit))
 	return out, nil
 }
 
@@ -249,24 +261,26 @@ func lastWords(e Ending, x Exit) string {
 		parts = append(parts, strings.TrimRight(e.Logs, "\n"))
 	}
 	if x.Stderr != "" {
-		parts = append(parts, "The end of standard error:\n"+strings.TrimRight(x.Stderr, "\n"))
+		parts = append(parts, "The end of standard error:\n"+strings.TrimRight(colours.ReplaceAllString(x.Stderr, ""), "\n"))
 	}
 	return strings.Join(parts, "\n") + "\n"
 }
 
+// colours are what engines put around words for a terminal.
+var colours = regexp.MustCompile("\x1b\\[[0-9;]*m")
+
 // finishing is the context of the last report: the run's without its end, but
 // in haste.
-func (r *supervisor) finishing(ctx context.Context) context.Context {
+func (r *supervisor) finishing(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	if r.Hurry == nil {
-		_ = cancel // there is nothing that would end it before the deadline of Finish
-		return ctx
-	}
 	go func() {
-		<-r.Hurry
-		time.AfterFunc(hasteTimeout, cancel)
+		select {
+		case <-r.Hurry:
+			time.AfterFunc(hasteTimeout, cancel)
+		case <-ctx.Done():
+		}
 	}()
-	return ctx
+	return ctx, cancel
 }
 
 // hasteTimeout is how long the end of the run may still take to be reported
@@ -400,6 +414,7 @@ func (r *supervisor) narrate() {
 			r.narrator.Stopping(syscall.Signal(e.Line[0]))
 			continue
 		}
+		r.heard++
 		r.tape.event(e)
 		r.narrator.Apply(e)
 	}
@@ -469,8 +484,8 @@ func (r *supervisor) wait(ctx context.Context, cmd *exec.Cmd) Exit {
 		_ = cmd.Process.Signal(number)
 	} else {
 		_ = syscall.Kill(-group, number)
-		_ = syscall.Kill(-group, syscall.SIGCONT) // a stopped process could not react
 	}
+	_ = syscall.Kill(-group, syscall.SIGCONT) // a stopped process could not react
 	select {
 	case <-ended:
 	case <-r.Hurry:
@@ -531,7 +546,7 @@ func exitOf(state *os.ProcessState) Exit {
 
 // exitOfSignal is the end of an engine that a signal ended.
 func exitOfSignal(number int) Exit {
-	return Exit{Code: 128 + number, Reason: "the engine was killed by " + SignalName(syscall.Signal(number))}
+	return Exit{Code: 128 + number, Signal: syscall.Signal(number), Reason: "the engine was killed by " + SignalName(syscall.Signal(number))}
 }
 
 // quoted is a command line as a shell would take it.

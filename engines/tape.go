@@ -19,10 +19,10 @@ type tape struct {
 }
 
 func newTape(folder string, command []string, began time.Time, logger *slog.Logger) (*tape, error) {
-	if err := os.MkdirAll(folder, 0o755); err != nil {
+	if err := os.MkdirAll(folder, 0o700); err != nil {
 		return nil, fmt.Errorf("making the folder of the recording: %w", err)
 	}
-	file, err := os.OpenFile(filepath.Join(folder, "timeline.jsonl"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	file, err := os.OpenFile(filepath.Join(folder, "timeline.jsonl"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("making the recording: %w", err)
 	}
@@ -55,12 +55,12 @@ func (r *tape) close(x Exit) {
 		return
 	}
 	code := x.Code
-	if code > 128 {
-		code = 128 - code // as the field has it: negative for a signal
+	if x.Signal != 0 {
+		code = -int(x.Signal) // as the field has it
 	}
 	b, err := json.MarshalIndent(recordedMeta{Command: r.command, ExitCode: &code}, "", " ")
 	if err == nil {
-		err = os.WriteFile(filepath.Join(r.folder, "meta.json"), append(b, '\n'), 0o644)
+		err = os.WriteFile(filepath.Join(r.folder, "meta.json"), append(b, '\n'), 0o600)
 	}
 	if e := r.file.Close(); err == nil {
 		err = e
