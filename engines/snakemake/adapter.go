@@ -40,8 +40,19 @@ func (Adapter) Prepare(_ context.Context, l *engines.Launch) (engines.Watch, err
 	} else {
 		l.PrependPath("PYTHONPATH", folder)
 		l.Setenv("WAYMARK_SOCKET", l.Socket)
+		if _, single := snakemakeWords(l.Args); !single {
+			l.Setenv("WAYMARK_BASE", base(l.Dir))
+		}
 	}
 	return engines.Watch{Reducer: newReducer(l.WorkflowID), Stderr: true}, nil
+}
+
+// base is the folder as the hook sees it.
+func base(dir string) string {
+	if resolved, err := filepath.EvalSymlinks(dir); err == nil {
+		return resolved
+	}
+	return dir
 }
 
 // NewReducer returns a Reducer for one run, for recordings.

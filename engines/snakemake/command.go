@@ -34,24 +34,10 @@ func setOf(words string) map[string]bool {
 // calls Snakemake in a way that cannot be seen through, it does not know; the
 // hook then says nothing of a dry run.
 func runsNothing(args []string) bool {
-	if len(args) == 0 {
+	words, ok := snakemakeWords(args)
+	if !ok {
 		return false
 	}
-	if script, ok := shellScript(args); ok {
-		args = script
-	}
-	at := -1
-	for i, a := range args {
-		base := strings.TrimSuffix(filepath.Base(a), ".exe")
-		if base == "snakemake" && (i == 0 || args[i-1] != "-n" && args[i-1] != "--name") { // not an environment of conda
-			at = i
-			break
-		}
-	}
-	if at < 0 {
-		return false
-	}
-	words := args[at+1:]
 	for i, a := range words {
 		name, _, _ := strings.Cut(a, "=")
 		switch {
@@ -66,6 +52,24 @@ func runsNothing(args []string) bool {
 		}
 	}
 	return false
+}
+
+// snakemakeWords returns what a command line that is a single call of Snakemake
+// says to it.
+func snakemakeWords(args []string) (words []string, ok bool) {
+	if len(args) == 0 {
+		return nil, false
+	}
+	if script, ok := shellScript(args); ok {
+		args = script
+	}
+	for i, a := range args {
+		program := strings.TrimSuffix(filepath.Base(a), ".exe")
+		if program == "snakemake" && (i == 0 || args[i-1] != "-n" && args[i-1] != "--name") { // not an environment of conda
+			return args[i+1:], true
+		}
+	}
+	return nil, false
 }
 
 // reportsAfter reports whether the report is made after a run, as 9 can do.

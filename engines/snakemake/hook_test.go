@@ -66,7 +66,7 @@ func hooked(t *testing.T, stub, program string, deaf bool) (output string, lines
 	})
 	cmd := exec.Command(python[0], append(python[1:], "-c", program)...)
 	cmd.Env = []string{
-		"PATH=" + os.Getenv("PATH"), "PYTHONDONTWRITEBYTECODE=1", "WAYMARK_SOCKET=" + listener.Addr().String(),
+		"PATH=" + os.Getenv("PATH"), "PYTHONDONTWRITEBYTECODE=1", "WAYMARK_SOCKET=" + listener.Addr().String(), "WAYMARK_BASE=",
 		"PYTHONPATH=" + folder + ":" + filepath.Join("testdata", stub) + ":testdata",
 	}
 	b, err := cmd.CombinedOutput()
@@ -92,7 +92,7 @@ const stubRun = `
 import os, sys
 import snakemake.cli
 sys.stdout.write("success %s\n" % snakemake.cli.main())
-sys.stdout.write("environment %s %s\n" % (os.environ.get("WAYMARK_SOCKET"), os.environ.get("PYTHONPATH")))
+sys.stdout.write("environment %s %s\n" % (os.environ.get("WAYMARK_SOCKET", os.environ.get("WAYMARK_BASE")), os.environ.get("PYTHONPATH")))
 sys.stdout.write("path %s\n" % [p for p in sys.path if "hook" in p])
 `
 

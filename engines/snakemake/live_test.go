@@ -410,6 +410,70 @@ rule other:
 	if j := v.ByName["done"]; j.Attempt != 2 {
 		t.Errorf("the job of two runs is %+v", j)
 	}
+	if strings.Contains(string(v.EngineSpecific), "hook_error") {
+		t.Errorf("the hook made a mistake: %s", v.EngineSpecific)
+	}
+}
+
+// TestOneCommandSeveralWorkflows has the same jobs in several folders, one of
+// which fails, one after the other and at once.
+func TestOneCommandSeveralWorkflows(t *testing.T) {
+	const workflows = `
+rule all:
+    input: "a.txt"
+rule a:
+    output: "a.txt"
+    shell: "test $(basename $PWD) != p2 && touch {output}"
+`
+	for name, command := range map[string]string{
+		"cd":       "for d in p1 p2 p3; do (cd $d; snakemake -j1); done; true",
+		"-d":       "for d in p1 p2 p3; do snakemake -j1 -d $d; done; true",
+		"parallel": "for d in p1 p2 p3; do (cd $d; snakemake -j1) & done; wait",
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLive(t, workflows)
+			l.args = []string{"sh", "-c", command}
+			for _, d := range []string{"p1", "p2", "p3"} {
+				l.write(d+"/Snakefile", workflows)
+			}
+			out := l.watch(t.Context())
+			v := l.want(out, workflow.StatusFailed, 0, 3, 2, 1, 0)
+			for d, want := range map[string]workflow.JobStatus{"p1": workflow.JobFinished, "p2": workflow.JobFailed, "p3": workflow.JobFinished} {
+				if j := v.ByName[d+"/a"]; j.Status != want || j.Path != d || j.ID != engines.JobID(enginetest.WorkflowID, Engine, d+"/a") {
+					t.Errorf("the job of %s is %+v, want it %v", d, j, want)
+				}
+			}
+		})
+	}
+}
+
+// TestUntil leaves a part of the workflow out, of which the progress that
+// Snakemake shows still speaks.
+func TestUntil(t *testing.T) {
+	for name, args := range map[string][]string{
+		"hook": {program, "-j1", "--until", "a"},
+		"text": {"/usr/bin/python3", "-I", "-m", "snakemake", "-j1", "--until", "a"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLive(t, two)
+			l.args = args
+			v := l.want(l.watch(t.Context()), workflow.StatusFinished, 0, 1, 1, 0, 0)
+			if !strings.Contains(l.stderr, "1 of 3 steps") || !strings.Contains(string(v.EngineSpecific), `"mode":"`+name+`"`) {
+				t.Errorf("Snakemake says %q, and engine_specific is %s", l.stderr, v.EngineSpecific)
+			}
+		})
+	}
+}
+
+// TestNothingToBeDone has a graph without any job.
+func TestNothingToBeDone(t *testing.T) {
+	l := newLive(t, two, "-j1", "b.txt")
+	l.write("a.txt", "")
+	l.write("b.txt", "")
+	v := l.want(l.watch(t.Context()), workflow.StatusFinished, 0, 0, 0, 0, 0)
+	if !strings.Contains(l.stderr, "Nothing to be done") || strings.Contains(string(v.EngineSpecific), "hook_error") {
+		t.Errorf("Snakemake says %q, and engine_specific is %s", l.stderr, v.EngineSpecific)
+	}
 }
 
 func TestWhatRunsNothingIsNotReported(t *testing.T) {
@@ -460,8 +524,8 @@ func TestSignals(t *testing.T) {
 			if out.Status != workflow.StatusStopped || v.Status() != workflow.StatusStopped || out.ExitCode != 1 {
 				t.Errorf("the run ended as %v with %d, want stopped with 1", out.Status, out.ExitCode)
 			}
-			if c.Total != 4 || c.Stopped+c.Failed < 1 || c.Finished != 0 || c.Running != 0 {
-				t.Errorf("the counts are %+v", c)
+			if c.Total != 4 || c.Stopped != 2 || c.Failed+c.Finished+c.Running != 0 {
+				t.Errorf("the counts are %+v, want 2 of 4 stopped", c)
 			}
 		})
 	}

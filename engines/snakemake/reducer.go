@@ -3,11 +3,13 @@ package snakemake
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/google/uuid"
@@ -48,21 +50,31 @@ type reducer struct {
 	told    int       // the total that was announced
 	now     time.Time // the engine's clock
 	graph   bool      // somebody knows the graph
+	paths   map[place]string
+	begun   bool // a workflow that is no subworkflow has its path
 }
 
 // runKey names one call of the scheduler: a command may start Snakemake several
 // times, and Snakemake itself schedules subworkflows first.
 type runKey struct{ pid, number int }
 
+// place is what tells one workflow from another.
+type place struct{ workdir, snakefile string }
+
 type run struct {
-	snakefile, workdir string
-	start              string // where Snakemake began
-	sub                bool   // it is a subworkflow
+	place
+	start string // where Snakemake began
+	base  string // where the command began, empty if it is a single Snakemake
+	sub   bool   // it is a subworkflow
 
 	number   int // from 1, in the order of their jobs
 	jobs     map[int]*job
 	total    int  // jobs as last announced, with those that run nothing
 	table    int  // the same, from the table of the jobs, until what follows is seen
+	listed   int  // the same, as the table said at first
+	cut      int  // jobs that the progress counts, and that --until left out
+	stepped  bool // there was progress
+	counted  bool // the graph has named the jobs, so they are the total
 	norun    int  // of these, those that run nothing
 	live     bool // it is no dry run
 	dry      bool
@@ -104,7 +116,7 @@ type job struct {
 }
 
 func newReducer(id uuid.UUID) *reducer {
-	return &reducer{id: id, runs: make(map[runKey]*run), jobs: make(map[string]*job)}
+	return &reducer{id: id, runs: make(map[runKey]*run), jobs: make(map[string]*job), paths: make(map[place]string)}
 }
 
 // Apply takes an event.
@@ -201,6 +213,7 @@ func (r *reducer) event(m event, to engines.Story) {
 	if kind == "x_run" {
 		r.setVersion(m.text("version"), to)
 		p.snakefile, p.workdir, p.start, p.dry = m.text("snakefile"), m.text("workdir"), m.text("start"), m.flag("dryrun")
+		p.base = m.text("base")
 		depth, _ := m.number("depth")
 		p.sub = depth > 1
 		p.live = !p.dry
@@ -213,7 +226,7 @@ func (r *reducer) event(m event, to engines.Story) {
 		// What the table says is only true until the graph tells which jobs run
 		// nothing, and that may come next.
 		if kind != "x_dag" {
-			r.announce(p, p.table, to)
+			r.list(p, p.table, to)
 		}
 		p.table = 0
 	}
@@ -250,7 +263,7 @@ func (r *reducer) event(m event, to engines.Story) {
 	case "progress":
 		p.live = true
 		if n, ok := m.number("total"); ok {
-			r.announce(p, n, to)
+			r.stepped(p, n, to)
 		}
 	case "job_started", "resources_info":
 		p.live = true
@@ -319,9 +332,28 @@ func statedTotal(table string) (int, bool) {
 	return 0, false
 }
 
+// list takes how many jobs the table of a run has.
+func (r *reducer) list(p *run, n int, to engines.Story) {
+	if p.listed == 0 && n > 0 {
+		p.listed = n
+	}
+	r.announce(p, n, to)
+}
+
+// stepped takes of how many jobs the progress speaks. That counts jobs that
+// --until left out, unlike the table: what is too much at the first step, before
+// any checkpoint, is too much ever after.
+func (r *reducer) stepped(p *run, n int, to engines.Story) {
+	if !p.stepped && p.listed > 0 {
+		p.cut = max(n-p.listed, 0)
+	}
+	p.stepped = true
+	r.announce(p, n-p.cut, to)
+}
+
 // announce takes how many jobs a run has, with those that run nothing.
 func (r *reducer) announce(p *run, n int, to engines.Story) {
-	if !p.live || n <= 0 {
+	if !p.live || p.counted || n <= 0 {
 		return
 	}
 	p.total = max(p.total, n)
@@ -378,38 +410,85 @@ func (r *reducer) define(p *run, number int, rule string, wildcards map[string]s
 	return j
 }
 
-// path is where the workflow of a run is among others: empty for the first that
-// is no subworkflow, and for those that repeat it.
+// path is where the workflow of a run is among others: its folder, and its
+// Snakefile if that is not where Snakemake looks for it, as seen from where the
+// command began. That depends on no other workflow, so it is the same whichever
+// of two parallel ones is heard first. A single Snakemake is its own place,
+// wherever it works: the path is empty for the first that is no subworkflow.
 func (r *reducer) path(p *run) string {
-	if !p.sub {
-		for _, first := range r.order {
-			if first.sub {
-				continue
-			}
-			if p.snakefile == first.snakefile && p.workdir == first.workdir {
-				return ""
-			}
-			if p.workdir == first.workdir {
-				return below(p.start, p.snakefile)
-			}
-			break
-		}
+	if p.place == (place{}) {
+		return ""
 	}
-	return below(p.start, p.workdir)
+	if path, ok := r.paths[p.place]; ok {
+		return path
+	}
+	path := ""
+	if p.base != "" || p.sub || r.begun {
+		base := p.base
+		if base == "" {
+			base = r.order[0].start
+		}
+		path = p.seenFrom(base)
+	}
+	r.begun = r.begun || !p.sub
+	taken := slices.Collect(maps.Values(r.paths))
+	if slices.Contains(taken, path) {
+		path = strings.TrimPrefix(path+"/"+engines.Text(filepath.Base(p.snakefile)), "/")
+	}
+	for name, n := path, 2; slices.Contains(taken, path); n++ {
+		path = name + "#" + strconv.Itoa(n)
+	}
+	r.paths[p.place] = path
+	return path
 }
 
-// below is a path as seen from a folder, if it is below that, else its base.
-func below(folder, path string) string {
-	if rel, err := filepath.Rel(folder, path); err == nil && !strings.HasPrefix(rel, "..") {
-		path = rel
-	} else {
-		path = filepath.Base(path)
+// seenFrom is the place of a workflow as seen from a folder.
+func (p *run) seenFrom(base string) string {
+	path := relative(base, p.workdir)
+	if !p.usual() {
+		file := relative(p.workdir, p.snakefile)
+		if strings.HasPrefix(file, "..") {
+			file = relative(base, p.snakefile)
+		}
+		if path != "" {
+			path += "/" + strings.TrimPrefix(file, "/")
+		} else {
+			path = file
+		}
 	}
 	return engines.Text(path)
 }
 
+// usual reports whether the Snakefile is where Snakemake looks for it.
+func (p *run) usual() bool {
+	for _, folder := range [...]string{p.workdir, p.start} {
+		for _, name := range [...]string{"Snakefile", "snakefile", "workflow/Snakefile", "workflow/snakefile"} {
+			if p.snakefile == filepath.Join(folder, name) {
+				return true
+			}
+		}
+	}
+	return p.snakefile == ""
+}
+
+// relative is a path as seen from a folder, empty for the folder itself, and the
+// path if that is shorter.
+func relative(folder, path string) string {
+	rel, err := filepath.Rel(folder, path)
+	switch {
+	case err != nil || len(rel) > len(path):
+		return path
+	case rel == ".":
+		return ""
+	}
+	return rel
+}
+
 // dag takes a graph: the jobs that remain to be run.
 func (r *reducer) dag(p *run, m event, to engines.Story) {
+	if _, p.counted = m["nodes"].([]any); p.counted {
+		p.total, p.norun = 0, 0
+	}
 	for _, n := range m.objects("nodes") {
 		number, ok := n.number("jobid")
 		rule := n.text("name")
@@ -420,7 +499,6 @@ func (r *reducer) dag(p *run, m event, to engines.Story) {
 		j := r.define(p, number, rule, n.object("wildcards").words())
 		if !known && n.flag("norun") && j.status == workflow.JobCreated {
 			j.norun = true
-			p.norun++
 		}
 		j.checkpoint = j.checkpoint || n.flag("checkpoint")
 		if what := n.first("script", "notebook", "wrapper", "cwl"); what != "" && j.command == "" {
@@ -441,7 +519,7 @@ func (r *reducer) dag(p *run, m event, to engines.Story) {
 			p.connect(a, b)
 		}
 	}
-	if n, ok := m.number("total"); ok {
+	if n, ok := m.number("total"); ok && !p.counted {
 		p.total = max(p.total, n)
 	}
 	r.sayTotal(to)
@@ -631,8 +709,8 @@ func (r *reducer) decided(p *run, m event, to engines.Story) {
 		r.fail(p, j)
 	case final:
 		r.fail(p, j)
-		if m.flag("stopping") && j.exit != nil && *j.exit > 128 {
-			r.ended(p, j, workflow.JobStopped, logs, to) // by the signal that stopped Snakemake
+		if m.flag("stopping") && j.exit != nil && *j.exit == 128+int(syscall.SIGTERM) {
+			r.ended(p, j, workflow.JobStopped, logs, to) // by the signal that somebody sent to all of Snakemake
 			return
 		}
 		r.failed(p, j, logs, to)
@@ -828,16 +906,10 @@ func (r *reducer) End(x engines.Exit, to engines.Story) engines.Ending {
 		r.clock(time.Time{}, x.At)
 	}
 	for _, p := range r.runs {
-		r.announce(p, p.table, to)
+		r.list(p, p.table, to)
 	}
 	for _, p := range r.order {
-		for _, j := range slices.Clone(p.failing) {
-			status := workflow.JobFailed
-			if x.Stop != nil {
-				status = workflow.JobStopped
-			}
-			r.ended(p, j, status, "", to)
-		}
+		r.settle(p, to)
 		if p.over && !p.success && x.Stop == nil {
 			for _, j := range r.known {
 				if j.run == p && j.status == workflow.JobRunning {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"io/fs"
 	"maps"
 	"os"
@@ -148,6 +149,108 @@ func TestSubworkflow(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"sub|sub/make", "|make"}, slices.Sorted(slices.Values(names))); diff != "" || told.Counts.Finished != 2 || told.Counts.Total != 2 {
 		t.Errorf("the counts are %+v, the jobs (-want +got):\n%s", told.Counts, diff)
+	}
+}
+
+// calls are the events of Snakemakes with one job of the same name each.
+func calls(runs ...string) []string {
+	var lines []string
+	for i, run := range runs {
+		lines = append(lines, fmt.Sprintf(`{"level":"x_run","pid":%d,"run":1,"depth":1,%s}`, i, run))
+	}
+	for i := range runs {
+		lines = append(lines,
+			fmt.Sprintf(`{"level":"x_dag","pid":%d,"run":1,"nodes":[{"jobid":0,"name":"all","norun":true},{"jobid":1,"name":"a"}],"edges":[[1,0]],"total":2}`, i),
+			fmt.Sprintf(`{"level":"job_info","pid":%d,"run":1,"jobid":1,"name":"a"}`, i),
+			fmt.Sprintf(`{"level":"x_finished","pid":%d,"run":1,"jobid":1}`, i))
+	}
+	return lines
+}
+
+func at(base, start, workdir, snakefile string) string {
+	return fmt.Sprintf(`"base":%q,"start":%q,"workdir":%q,"snakefile":%q`, base, start, workdir, snakefile)
+}
+
+// TestPlaces has several workflows in one command. Their jobs are kept apart.
+func TestPlaces(t *testing.T) {
+	for name, test := range map[string]struct {
+		runs    []string
+		want    []string
+		ordered bool // it matters which is heard first
+	}{
+		"folders": {
+			runs: []string{at("/w", "/w/p1", "/w/p1", "/w/p1/Snakefile"), at("/w", "/w/p2", "/w/p2", "/w/p2/workflow/Snakefile"), at("/w", "/w", "/w", "/w/Snakefile")},
+			want: []string{"a", "p1/a", "p2/a"},
+		},
+		"one Snakefile": {
+			runs: []string{at("/w", "/w", "/w/p1", "/w/Snakefile"), at("/w", "/w", "/w/p2", "/w/Snakefile"), at("/w", "/w", "/w/p1", "/w/Snakefile")},
+			want: []string{"p1/a", "p2/a"},
+		},
+		"one folder": {
+			runs: []string{at("/w", "/w", "/w", "/w/x.smk"), at("/w", "/w", "/w", "/w/y/Snakefile"), at("/w", "/w", "/w", "https://host/Snakefile")},
+			want: []string{"https://host/Snakefile/a", "x.smk/a", "y/Snakefile/a"},
+		},
+		"of one base name": {
+			runs: []string{at("/w", "/x/wf", "/x/wf", "/x/wf/Snakefile"), at("/w", "/y/wf", "/y/wf", "/y/wf/s.smk"), at("/w", "/w", "/w/o", "/y/wf/s.smk")},
+			want: []string{"/x/wf/a", "/y/wf/s.smk/a", "o/y/wf/s.smk/a"},
+		},
+		"that look the same": {
+			runs: []string{at("/w", "/w", "/w/p", "/w/Snakefile"), at("/w", "/w/p", "/w/p", "/w/p/Snakefile"), at("/w", "/w/p", "/w/p", "/w/p/workflow/Snakefile")},
+			want: []string{"p/Snakefile#2/a", "p/Snakefile/a", "p/a"}, ordered: true,
+		},
+		"a single Snakemake elsewhere": {
+			runs: []string{at("", "/w", "/w/out", "/w/rules/x.smk")},
+			want: []string{"a"},
+		},
+		"an unknown beginning": {
+			runs: []string{at("", "/w/p1", "/w/p1", "/w/p1/Snakefile"), at("", "/w/p2", "/w/p2", "/w/p2/Snakefile"), at("", "/w/p3", "/w/p3", "/w/p3/Snakefile")},
+			want: []string{"../p2/a", "../p3/a", "a"}, ordered: true,
+		},
+		"nothing said": {runs: []string{at("", "", "", ""), at("", "", "", "")}, want: []string{"a"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			check := func(runs []string) {
+				told := tell(0, calls(runs...)...)
+				if diff := cmp.Diff(test.want, told.In(workflow.JobFinished)); diff != "" || told.Counts.Total != len(test.want) {
+					t.Errorf("of %q it counts %+v, and tells (-want +got):\n%s", runs, told.Counts, diff)
+				}
+				for _, j := range told.Jobs {
+					if j.ID != engines.JobID(enginetest.WorkflowID, Engine, j.Name) || strings.TrimPrefix(j.Path+"/a", "/") != j.Name && j.Path+"/a" != j.Name {
+						t.Errorf("the job %q has the path %q and the id %q", j.Name, j.Path, j.ID)
+					}
+				}
+			}
+			check(test.runs)
+			if !test.ordered {
+				slices.Reverse(test.runs)
+				check(test.runs)
+			}
+		})
+	}
+}
+
+// TestTotal has Snakemake count what it left out, before and after the graph
+// grows, and more jobs than a graph is told of.
+func TestTotal(t *testing.T) {
+	const run = `{"level":"x_run","pid":1,"run":1,"depth":1,"workdir":"/w","snakefile":"/w/Snakefile","start":"/w"}`
+	for name, test := range map[string]struct {
+		lines []string
+		want  int
+	}{
+		"graph": {[]string{run, `{"level":"x_dag","run":1,"pid":1,"total":9,"nodes":[{"jobid":1,"name":"a"},{"jobid":0,"name":"all","norun":true}]}`,
+			`{"level":"progress","run":1,"pid":1,"total":9}`, `{"level":"run_info","run":1,"pid":1,"msg":"total 9"}`, `{"level":"info","run":1,"pid":1,"msg":""}`}, 1},
+		"graph that grows": {[]string{run, `{"level":"x_dag","run":1,"pid":1,"total":2,"nodes":[{"jobid":1,"name":"a"},{"jobid":0,"name":"all","norun":true}]}`,
+			`{"level":"x_dag","run":1,"pid":1,"total":4,"nodes":[{"jobid":2,"name":"b"},{"jobid":3,"name":"c"}]}`}, 3},
+		"huge graph": {[]string{run, `{"level":"x_dag","run":1,"pid":1,"total":60000,"norun":2}`}, 59998},
+		"no graph": {[]string{`{"level":"resources_info"}`, `{"level":"run_info","msg":"total 4"}`, `{"level":"progress","total":9}`,
+			`{"level":"progress","total":12}`}, 7},
+		"no table": {[]string{`{"level":"progress","total":9}`, `{"level":"run_info","msg":"total 4"}`}, 9},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if told := tell(0, test.lines...); told.Counts.Total != test.want {
+				t.Errorf("the total is %d, want %d", told.Counts.Total, test.want)
+			}
+		})
 	}
 }
 

@@ -97,14 +97,14 @@ func (r *reducer) line(line, mode string, to engines.Story) {
 		n, err := strconv.Atoi(found[2])
 		if err == nil && n < 1<<31 {
 			p.live = true
-			r.announce(p, n, to)
+			r.stepped(p, n, to)
 			t.done = found[1] == found[2]
 		}
 		return
 	}
 	if found := totalLine.FindStringSubmatch(line); found != nil {
 		if n, ok := statedTotal(line); ok {
-			r.announce(p, n, to)
+			r.list(p, n, to)
 		}
 		return
 	}

@@ -9,7 +9,7 @@ Messages have the fields that Snakemake gives them. Those of ours:
 
   {"waymark": 1, "engine": "snakemake", "version", "pid"}   always the first
   level "x_run"       a workflow is about to run its jobs: run, version, dryrun, snakefile, workdir, start
-                      (where Snakemake began), depth (above 1 for a subworkflow)
+                      (where Snakemake began), base (where the command did, null if it is this Snakemake), depth (above 1 for a subworkflow)
   level "x_dag"       its jobs, at first and when there are more: nodes, edges, total
   level "x_finished"  a job has finished, with its outputs: jobid, name
   level "x_failed"    a job has failed: jobid, name, final (it is not tried again), attempt, logs,
@@ -175,6 +175,8 @@ class Report:
         self.mute = False  # a dry run, or a process that works for another Snakemake
         self.decides = False  # the scheduler tells what becomes of jobs
         self.length = None  # of the graph, when it was last told
+        self.done = 0  # jobs of the graph that have finished
+        self.base = os.environ.get("WAYMARK_BASE")
         try:
             self.start = os.getcwd()
         except OSError:
@@ -342,6 +344,7 @@ class Report:
         self._leave_environment()
         self.run += 1
         self.length = None
+        self.done = 0
         self.mute = False
         self.decides = False
         dryrun = bool(getattr(scheduler, "dryrun", False))
@@ -352,6 +355,7 @@ class Report:
             snakefile=_plain(getattr(workflow, "main_snakefile", None)),
             workdir=os.getcwd(),
             start=self.start,
+            base=self.base,
             depth=_depth(),
         )
         self.mute = dryrun
@@ -360,6 +364,7 @@ class Report:
 
     def _leave_environment(self):
         os.environ.pop("WAYMARK_SOCKET", None)
+        os.environ.pop("WAYMARK_BASE", None)
         path = os.environ.get("PYTHONPATH")
         if path is not None:
             rest = [p for p in path.split(os.pathsep) if os.path.abspath(p or ".") != self.folder]
@@ -371,13 +376,13 @@ class Report:
     def _graph(self, scheduler):
         if self.mute:
             return
-        dag = getattr(scheduler, "dag", None) or scheduler.workflow.dag
+        dag = _dag(scheduler)
         length = len(dag)
         if length == self.length:
             return
         self.length = length
         jobs = list(dag.needrun_jobs())
-        rec = {"total": length}
+        rec = {"total": len(jobs) + self.done}  # its length counts what --until leaves out
         if len(jobs) <= _NODES:
             ids = {j: dag.jobid(j) for j in jobs}
             rec["nodes"] = [self._node(ids[j], j) for j in sorted(jobs, key=ids.get)]
@@ -402,10 +407,11 @@ class Report:
     def _finished(self, scheduler, done):
         if self.mute:
             return
-        dag = getattr(scheduler, "dag", None) or scheduler.workflow.dag
+        dag = _dag(scheduler)
         for job in done:
             for j in _members(job):
                 if dag.finished(j):
+                    self.done += 1
                     self.send(level="x_finished", jobid=dag.jobid(j), name=j.rule.name)
         self._graph(scheduler)
 
@@ -442,6 +448,12 @@ class Report:
 def _version():
     """The version of Snakemake, empty while it is being loaded."""
     return _text(getattr(sys.modules.get("snakemake"), "__version__", None) or "")
+
+
+def _dag(scheduler):
+    """Its graph of jobs. One without any is false."""
+    dag = getattr(scheduler, "dag", None)
+    return scheduler.workflow.dag if dag is None else dag
 
 
 def _depth():
