@@ -91,38 +91,53 @@ type errorTap struct {
 	done    sync.WaitGroup
 }
 
-func newErrorTap(r *supervisor, watched bool) *errorTap {
-	t := &errorTap{direct: r.Stderr}
-	if len(r.Relay) == 0 || !watched {
-		return t
-	}
-	if err := t.start(r.Relay, r.Stderr); err != nil {
-		r.Logger.Warn("the end of the engine's standard error is not reported", "err", err)
-		return t
+// newErrorTap starts a relay that passes on to stderr, and calls each with the
+// copy, piece by piece, from another goroutine.
+func newErrorTap(relay []string, stderr *os.File, each func([]byte)) (*errorTap, error) {
+	t := &errorTap{direct: stderr}
+	if err := t.start(relay, stderr); err != nil {
+		return t, err
 	}
 	t.began = make(chan struct{})
 	t.done.Go(func() {
 		hello := make([]byte, 1)
 		_, err := t.read.Read(hello)
 		close(t.began)
-		if err != nil {
-			return
-		}
-		lines := Lines{Max: 64 << 10, Emit: func(line []byte) { r.emit(Event{Source: Stderr, Line: line}) }}
 		buffer := make([]byte, 32<<10)
-		for {
-			n, err := t.read.Read(buffer)
-			_, _ = r.tail.Write(buffer[:n])
-			if r.watch.Stderr {
-				_, _ = lines.Write(buffer[:n])
-			}
-			if err != nil {
-				_ = lines.Close()
-				return
-			}
+		for err == nil {
+			var n int
+			n, err = t.read.Read(buffer)
+			each(buffer[:n])
 		}
 	})
-	return t
+	return t, nil
+}
+
+// A Tap takes a copy of the end of a program's standard error on its way.
+type Tap struct {
+	tap  *errorTap
+	tail Tail
+}
+
+// NewTap starts a relay, a program that calls [Relay], which passes on to stderr.
+func NewTap(relay []string, stderr *os.File) (*Tap, error) {
+	t := &Tap{}
+	var err error
+	t.tap, err = newErrorTap(relay, stderr, func(b []byte) { _, _ = t.tail.Write(b) })
+	return t, err
+}
+
+// Stderr is what to give the program as its standard error.
+func (t *Tap) Stderr() *os.File { return t.tap.engine() }
+
+// Started is to be called once the program has been started, or could not be.
+func (t *Tap) Started() { t.tap.started() }
+
+// End returns the end of what the program wrote, once it has ended. What it left
+// running goes on writing to where standard error goes without us.
+func (t *Tap) End() string {
+	t.tap.wait(drainDelay)
+	return t.tail.String()
 }
 
 func (t *errorTap) start(command []string, stderr *os.File) (err error) {

@@ -206,7 +206,19 @@ func (r *supervisor) run(ctx context.Context) (Outcome, error) {
 	if r.Announce != nil {
 		r.Announce(out.Watched)
 	}
-	errs := newErrorTap(r, out.Watched)
+	errs := &errorTap{direct: r.Stderr}
+	lines := Lines{Max: 64 << 10, Emit: func(line []byte) { r.emit(Event{Source: Stderr, Line: line}) }}
+	if out.Watched && len(r.Relay) > 0 {
+		errs, err = newErrorTap(r.Relay, r.Stderr, func(b []byte) {
+			_, _ = r.tail.Write(b)
+			if r.watch.Stderr {
+				_, _ = lines.Write(b)
+			}
+		})
+		if err != nil {
+			r.Logger.Warn("the end of the engine's standard error is not reported", "err", err)
+		}
+	}
 	cmd.Stderr = errs.engine()
 	began := time.Now()
 	err = cmd.Start()
@@ -228,6 +240,7 @@ func (r *supervisor) run(ctx context.Context) (Outcome, error) {
 	close(ended)
 	sources.Wait()
 	errs.wait(drainDelay)
+	_ = lines.Close() // one that is too long is no event, and of nobody's concern
 	close(r.events)
 	told.Wait()
 	exit.Stderr = r.tail.String()

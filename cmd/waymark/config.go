@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -474,20 +475,37 @@ func (c *config) consumesSubmissions() bool {
 // brokerURL is broker.url with the files of the other settings, which each
 // connect reads anew. They are read here too, so that a mistake is told at once.
 func (c *config) brokerURL() (string, error) {
-	url, err := broker.WithFiles(c.Broker.URL, c.Broker.PasswordFile, c.Broker.TLSCA, c.Broker.TLSCert, c.Broker.TLSKey)
+	whole, err := broker.WithFiles(c.Broker.URL, c.passwordFile("broker", c.Broker.URL, c.Broker.PasswordFile), c.Broker.TLSCA, c.Broker.TLSCert, c.Broker.TLSKey)
 	if err == nil {
-		err = broker.CheckFiles(url)
+		err = broker.CheckFiles(whole)
 	}
 	if err != nil {
 		return "", &exitError{code: exitUsage, err: err}
 	}
-	return url, nil
+	return whole, nil
+}
+
+// passwordFile is the password file of a section, empty where the URL has a
+// password and comes from where it counts more: a variable of the environment
+// replaces what a file says of the server, the password with it.
+func (c *config) passwordFile(section, server, file string) string {
+	rank := func(key string) int {
+		return slices.Index([]string{"default", "file", "env", "flag"}, c.values[key].origin.kind)
+	}
+	u, err := url.Parse(server)
+	if err != nil || u.User == nil || rank(section+".url") <= rank(section+".password_file") {
+		return file
+	}
+	if _, ok := u.User.Password(); !ok {
+		return file
+	}
+	return ""
 }
 
 // databaseURL is database.url with the files of the other settings, which each
 // connect reads anew.
 func (c *config) databaseURL() (string, error) {
-	return store.WithFiles(c.Database.URL, c.Database.PasswordFile, c.Database.TLSCA, c.Database.TLSCert, c.Database.TLSKey)
+	return store.WithFiles(c.Database.URL, c.passwordFile("database", c.Database.URL, c.Database.PasswordFile), c.Database.TLSCA, c.Database.TLSCert, c.Database.TLSKey)
 }
 
 // publisher returns the publisher's configuration.

@@ -290,3 +290,17 @@ func TestTLSFiles(t *testing.T) {
 		}
 	}
 }
+
+// A URL of the environment brings its password; the file's is for the file's URL.
+func TestPasswordOfTheNearerURL(t *testing.T) {
+	secret := writeFile(t, "secret", "of-the-file\n")
+	file := writeFile(t, "w.yaml", "broker:\n  url: amqp://127.0.0.1:1/\n  password_file: "+secret+"\n")
+	own := environment{"WAYMARK_BROKER_URL": "amqp://u:p@127.0.0.1:1/"}
+	if got := own.run(t, "dead-letters", "list", "--config", file).want(t, exitUnreachable); strings.Contains(got.stderr, "password") {
+		t.Errorf("a URL with a password in the environment, and a password file in the file: %q", got.stderr)
+	}
+	both := environment{"WAYMARK_BROKER_URL": "amqp://u:p@127.0.0.1:1/", "WAYMARK_BROKER_PASSWORD_FILE": secret}
+	if got := both.run(t, "dead-letters", "list", "--config", file).want(t, exitUsage); !strings.Contains(got.stderr, "password") {
+		t.Errorf("two passwords of the environment: %q, want that one is to go", got.stderr)
+	}
+}

@@ -178,23 +178,27 @@ func (a *app) runJob(cmd *cobra.Command, to *teller, line script.Line, command [
 		}
 	}
 	program := exec.Command(command[0], command[1:]...)
-	program.Env = os.Environ()
 	program.Stdin, program.Stdout = files(a.stdin, os.Stdin), a.stdout
-	var tail engines.Tail
-	program.Stderr = io.MultiWriter(a.stderr, &tail)
-	program.WaitDelay = 2 * time.Second
+	end := a.tapStderr(program)
 
 	line.Status, line.Command, line.StartedAt = "running", strings.Join(command, " "), a.now().UTC()
 	err := program.Start()
+	logs := end()
+	if err == nil {
+		// Ctrl-C reaches the command from the terminal; a signal that is sent to
+		// this process alone does not.
+		defer context.AfterFunc(cmd.Context(), func() {
+			if stop, ok := errors.AsType[*engines.StopError](context.Cause(cmd.Context())); ok && stop.Signal == syscall.SIGTERM {
+				_ = program.Process.Signal(stop.Signal)
+			}
+		})()
+	}
 	tell()
 	if err == nil {
-		// The terminal's signals reach the command by themselves.
-		stop := context.AfterFunc(cmd.Context(), func() { _ = program.Process.Signal(syscall.SIGTERM) })
 		err = program.Wait()
-		stop()
 	}
 	code := 0
-	line.Status, line.FinishedAt, line.Log = "finished", a.now().UTC(), tail.String()
+	line.Status, line.FinishedAt, line.Log = "finished", a.now().UTC(), logs()
 	if exited, ok := errors.AsType[*exec.ExitError](err); ok {
 		code = exited.ExitCode()
 		line.Status, line.Diagnostics = "failed", exited.Error()
@@ -216,6 +220,25 @@ func (a *app) runJob(cmd *cobra.Command, to *teller, line script.Line, command [
 		return &exitError{code: code, err: err}
 	}
 	return exit(code)
+}
+
+// tapStderr gives a program our standard error, and keeps the end of what it
+// writes. What it returns is to be called once it has been started, and what that
+// returns once it has ended.
+func (a *app) tapStderr(program *exec.Cmd) (started func() (ended func() string)) {
+	if stderr, ok := a.stderr.(*os.File); ok {
+		// What the command leaves running must be able to write after its end.
+		if tap, err := engines.NewTap(relayArgs(), stderr); err == nil {
+			program.Stderr = tap.Stderr()
+			return func() func() string {
+				tap.Started()
+				return tap.End
+			}
+		}
+	}
+	var tail engines.Tail
+	program.Stderr, program.WaitDelay = io.MultiWriter(a.stderr, &tail), 2*time.Second
+	return func() func() string { return tail.String }
 }
 
 // files is r as a file, so that a command gets it as it is.

@@ -212,9 +212,13 @@ func (a *app) runWatched(cmd *cobra.Command, e watchedEngine, f *watchedFlags, c
 		a.say("waymark: the run is not reported: %s", harmless(oneLine.Replace(err.Error())))
 		closePublisher = func() {}
 	}
-	a.say("run %s", id)
 	s := engines.Supervision{
-		Adapter:      e.adapter,
+		Adapter: e.adapter,
+		Announce: func(watched bool) {
+			if watched {
+				a.say("run %s", id)
+			}
+		},
 		Args:         command,
 		FinalTimeout: f.finalTimeout,
 		Grace:        f.grace,
@@ -237,6 +241,9 @@ func (a *app) runWatched(cmd *cobra.Command, e watchedEngine, f *watchedFlags, c
 		return &exitError{code: notStarted(err), err: fmt.Errorf("%w; nothing of it is reported", err)}
 	}
 	if out.Watched {
+		if out.Events == 0 && e.name != script.Engine {
+			a.say("nothing was heard of %s: did the command run it?", e.name)
+		}
 		a.sayOutcome(to, &out)
 	}
 	return exit(out.ExitCode)
@@ -275,7 +282,10 @@ func (a *app) say(format string, args ...any) {
 // sayOutcome says how the run ended and what became of its messages.
 func (a *app) sayOutcome(to *runPublisher, out *engines.Outcome) {
 	n := out.Counts
-	jobs := fmt.Sprintf("%d of %s finished", n.Finished, count(n.Total, "job"))
+	jobs := "no job"
+	if n.Total > 0 {
+		jobs = fmt.Sprintf("%d of %s finished", n.Finished, count(n.Total, "job"))
+	}
 	for _, more := range []struct {
 		n    int
 		what string

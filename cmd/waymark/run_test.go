@@ -125,7 +125,7 @@ waymark publish job plot --status finished --cached
 		name, script, status string
 		command              func(id, path string) *exec.Cmd
 	}{
-		{"within a run", "waymark publish progress --total 4\n" + jobs, "failed", func(id, path string) *exec.Cmd {
+		{"within a run", "waymark publish progress --total 4\n" + jobs, "finished", func(id, path string) *exec.Cmd {
 			return program(t, s.environment, "run", "script", "--id", id, "--name", "shell", "--", "sh", path)
 		}},
 		{"on its own", "waymark publish progress --name shell --total 4\n" + jobs + "waymark publish progress --status failed\n", "failed", func(id, path string) *exec.Cmd {
@@ -162,6 +162,37 @@ waymark publish job plot --status finished --cached
 				t.Errorf("the job's log is missing:\n%s", logs)
 			}
 		})
+	}
+}
+
+// A command leaves things running, is stopped, and fails and is repeated, as it
+// would be without the report.
+func TestPublishJobLeavesTheCommandAlone(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.serve(t)
+	id := uuid.NewString()
+	cmd := program(t, s.environment, "run", "script", "--id", id, "--", "sh", fiveLines(t, `
+waymark publish job left -- sh -c '(while [ ! -e go ]; do sleep 0.1; done; echo late >&2 && touch late) & exit 0'
+until waymark publish job flaky -- sh -c 'test -e once || { touch once; exit 3; }'; do :; done
+waymark publish job failed -- false
+touch go
+while [ ! -e late ]; do sleep 0.1; done
+`))
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%v\n%s", err, &stderr)
+	}
+	got := s.awaitStatus(t, id, "finished")
+	if got.Progress.Finished != 2 || got.Progress.Failed != 1 || got.Progress.Total != 3 {
+		t.Errorf("the run is %+v, want left and flaky finished, failed failed, and the script's end to count", got)
+	}
+	if !strings.Contains(stderr.String(), "late\n") {
+		t.Errorf("what the command left running could not write:\n%s", &stderr)
+	}
+	if jobs := s.run(t, "jobs", id, "--output", "jsonl").want(t, exitOK).stdout; !regexp.MustCompile(`"name":"flaky",.*"status":"finished",.*"attempt":2`).MatchString(jobs) {
+		t.Errorf("the job that was repeated is not finished in attempt 2:\n%s", jobs)
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -155,6 +156,9 @@ func (a *app) card(o *output, d *workflow.Details, failures []failedJobView, asO
 	if run := runTime(s, a.now()); run != "" {
 		field("duration", "%s", run)
 	}
+	if why := reason(d); why != "" {
+		field("because", "%s", clip(harmless(why), 400))
+	}
 	if len(d.Parameters) > 0 && string(d.Parameters) != "{}" {
 		field("parameters", "%s", indented(d.Parameters))
 	}
@@ -171,6 +175,17 @@ func (a *app) card(o *output, d *workflow.Details, failures []failedJobView, asO
 	}
 	fmt.Fprintf(&b, "\n%s\n", o.dim(fresh))
 	return b.String()
+}
+
+// reason is why a run did not finish, as its adapter says.
+func reason(d *workflow.Details) string {
+	var said struct {
+		Reason string `json:"reason"`
+	}
+	if s := d.Status; s != workflow.StatusFailed && s != workflow.StatusStopped || json.Unmarshal(d.EngineSpecific, &said) != nil {
+		return ""
+	}
+	return said.Reason
 }
 
 func writeFailure(b *strings.Builder, o *output, f *failedJobView) {
@@ -190,7 +205,7 @@ func writeFailure(b *strings.Builder, o *output, f *failedJobView) {
 		fmt.Fprintf(b, "    command  %s\n", clip(harmless(*f.Command), 200))
 	}
 	if f.Diagnostics != nil {
-		fmt.Fprintf(b, "    because  %s\n", clip(harmless(*f.Diagnostics), 400))
+		fmt.Fprintf(b, "    because  %s\n", clip(harmless(strings.Join(strings.Fields(*f.Diagnostics), " ")), 400))
 	}
 	for _, l := range f.LastLogLines {
 		fmt.Fprintf(b, "    | %s\n", clip(l, 400))

@@ -78,9 +78,44 @@ type Line struct {
 }
 
 // NewReducer returns the reducer of a run.
-func NewReducer(workflowID uuid.UUID) engines.Reducer { return &reducer{workflowID: workflowID} }
+func NewReducer(workflowID uuid.UUID) engines.Reducer {
+	return &reducer{workflowID: workflowID, jobs: make(map[string]*attempt)}
+}
 
-type reducer struct{ workflowID uuid.UUID }
+type reducer struct {
+	workflowID uuid.UUID
+	jobs       map[string]*attempt
+}
+
+// attempt is the latest attempt of a job. Who says nothing of attempts means it,
+// and begins another by running a job again that has ended.
+type attempt struct {
+	number int
+	begun  time.Time // as was said; a hook may say a thing twice
+	ended  bool
+}
+
+// attempt returns the attempt that a line speaks of.
+func (r *reducer) attempt(l *Line, status workflow.JobStatus) int {
+	j := r.jobs[l.Job]
+	if j == nil {
+		j = &attempt{number: 1}
+		r.jobs[l.Job] = j
+	}
+	switch {
+	case l.Attempt > j.number:
+		*j = attempt{number: l.Attempt}
+	case l.Attempt > 0 && l.Attempt < j.number:
+		return l.Attempt
+	case l.Attempt == 0 && status == workflow.JobRunning && j.ended && (l.StartedAt.IsZero() || !l.StartedAt.Equal(j.begun)):
+		*j = attempt{number: j.number + 1}
+	}
+	if status == workflow.JobRunning {
+		j.begun = l.StartedAt
+	}
+	j.ended = j.ended || status.Terminal()
+	return j.number
+}
 
 func (r *reducer) Apply(e engines.Event, to engines.Story) bool {
 	if e.Source != engines.Hook {
@@ -108,7 +143,7 @@ func (r *reducer) Apply(e engines.Event, to engines.Story) bool {
 	news := workflow.JobReport{
 		ID:     engines.JobID(r.workflowID, Engine, l.Job),
 		Status: status, Name: l.Name, Path: l.Path, Command: l.Command,
-		Attempt: l.Attempt, Cached: l.Cached, ExitCode: l.ExitCode,
+		Attempt: r.attempt(&l, status), Cached: l.Cached, ExitCode: l.ExitCode,
 		StartedAt: l.StartedAt, FinishedAt: l.FinishedAt,
 		Logs: l.Log, Diagnostics: l.Diagnostics, Result: l.Result,
 	}
@@ -125,5 +160,11 @@ func (r *reducer) Apply(e engines.Event, to engines.Story) bool {
 	return true
 }
 
-// End has nothing to add: how the program ended says it.
-func (r *reducer) End(engines.Exit, engines.Story) engines.Ending { return engines.Ending{} }
+// End leaves the judgement to the program: one that ends well has made up for
+// the jobs that failed.
+func (r *reducer) End(x engines.Exit, _ engines.Story) engines.Ending {
+	if x.Code == 0 {
+		return engines.Ending{Status: workflow.StatusFinished}
+	}
+	return engines.Ending{}
+}
