@@ -40,19 +40,21 @@ func (Adapter) Prepare(_ context.Context, l *engines.Launch) (engines.Watch, err
 	} else {
 		l.PrependPath("PYTHONPATH", folder)
 		l.Setenv("WAYMARK_SOCKET", l.Socket)
-		if _, single := snakemakeWords(l.Args); !single {
-			l.Setenv("WAYMARK_BASE", base(l.Dir))
-		}
+		l.Setenv("WAYMARK_BASE", base(l))
 	}
 	return engines.Watch{Reducer: newReducer(l.WorkflowID), Stderr: true}, nil
 }
 
-// base is the folder as the hook sees it.
-func base(dir string) string {
-	if resolved, err := filepath.EvalSymlinks(dir); err == nil {
-		return resolved
+// base is the folder from which the hook's workflows are seen: none for a single
+// Snakemake.
+func base(l *engines.Launch) string {
+	if _, single := snakemakeWords(l.Args); single {
+		return ""
 	}
-	return dir
+	if resolved, err := filepath.EvalSymlinks(l.Dir); err == nil {
+		return resolved // as Snakemake says it
+	}
+	return l.Dir
 }
 
 // NewReducer returns a Reducer for one run, for recordings.

@@ -345,6 +345,27 @@ func TestRunsNothing(t *testing.T) {
 	}
 }
 
+// TestBase has the folder behind a link, which Snakemake does not see.
+func TestBase(t *testing.T) {
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink(dir, link); err != nil {
+		t.Fatal(err)
+	}
+	for line, want := range map[string]string{"make": dir, "python3 -m snakemake": "", "sh -c|cd a; snakemake": dir, "sh -c|snakemake -d a": ""} {
+		args := strings.Fields(line)
+		if command, script, ok := strings.Cut(line, "|"); ok {
+			args = append(strings.Fields(command), script)
+		}
+		if got := base(&engines.Launch{Args: args, Dir: link}); got != want {
+			t.Errorf("%q is seen from %q, want %q", args, got, want)
+		}
+	}
+}
+
 func TestStableName(t *testing.T) {
 	words := map[string]string{"b": "2", "a": "x/y"}
 	if got := stableName("fit", words); got != "fit:a=x/y,b=2" {

@@ -9,7 +9,7 @@ Messages have the fields that Snakemake gives them. Those of ours:
 
   {"waymark": 1, "engine": "snakemake", "version", "pid"}   always the first
   level "x_run"       a workflow is about to run its jobs: run, version, dryrun, snakefile, workdir, start
-                      (where Snakemake began), base (where the command did, null if it is this Snakemake), depth (above 1 for a subworkflow)
+                      (where Snakemake began), base (where the command did, empty if it is this Snakemake), depth (above 1 for a subworkflow)
   level "x_dag"       its jobs, at first and when there are more: nodes, edges, total
   level "x_finished"  a job has finished, with its outputs: jobid, name
   level "x_failed"    a job has failed: jobid, name, final (it is not tried again), attempt, logs,
