@@ -147,7 +147,7 @@ func (a *app) devOn(ctx context.Context, c *config, stack *devstack.Stack, serve
 			name, text, _ := strings.Cut(v, "=")
 			fmt.Fprintf(a.stdout, "  export %s=%s\n", name, shellQuote(text))
 		}
-		fmt.Fprintln(a.stdout, "\nThen try: waymark run serial -f reana.yaml; waymark list; waymark watch\nCtrl-C stops the servers; their data stays.")
+		fmt.Fprintln(a.stdout, "\nThen try there: waymark run script -- sleep 10; waymark list; waymark watch\nCtrl-C stops the servers; their data stays.")
 	}
 
 	g, running := errgroup.WithContext(ctx)
