@@ -347,8 +347,8 @@ func TestSignals(t *testing.T) {
 			l.run.Until(t, "running", func(v enginetest.View) bool { return v.Counts().Running == 1 })
 			cancel(&engines.StopError{Signal: signal})
 			out := <-done
-			if c := out.Counts; out.Status != workflow.StatusStopped || out.ExitCode == 0 || c.Finished+c.Running != 0 || c.Stopped+c.Failed != 1 || c.Total != 2 {
-				t.Errorf("the run is %v with %d, %+v; want it stopped, with the job that ran", out.Status, out.ExitCode, c)
+			if c := out.Counts; out.Status != workflow.StatusStopped || out.ExitCode == 0 || c.Finished+c.Running+c.Failed != 0 || c.Stopped != 1 || c.Total != 2 {
+				t.Errorf("the run is %v with %d, %+v; want it stopped, and the job that ran", out.Status, out.ExitCode, c)
 			}
 			if out.Reason != "stopped by "+engines.SignalName(signal) {
 				t.Errorf("the reason is %q", out.Reason)
@@ -372,6 +372,45 @@ steps:
     in: {o: sleep/o}
     out: []
 `
+
+// TestJobsLogs has jobs without a stderr: of their own, which write what cwltool
+// would.
+func TestJobsLogs(t *testing.T) {
+	for _, option := range []string{"--quiet", "--debug", "--timestamps"} {
+		t.Run(option, func(t *testing.T) {
+			l := newLive(t, "cwltool", option, "--on-error", "continue", "--outdir", "out", "loud.cwl")
+			end := "" // of the last line; only with --quiet nobody could tell it from the next job's first
+			if option == "--quiet" {
+				end = `\n`
+			}
+			l.write("loud.cwl", `
+cwlVersion: v1.2
+class: Workflow
+requirements: {ScatterFeatureRequirement: {}}
+inputs: {xs: {type: 'string[]', default: [a, b, c]}}
+outputs: {}
+steps:
+  st:
+    run:
+      class: CommandLineTool
+      baseCommand: [sh, -c]
+      arguments: ['echo "INFO [job st] completed success" >&2; echo "WARNING [job st_2] completed permanentFail" >&2; echo "of $0" >&2; sleep 1.2; printf "end`+end+`" >&2; test $0 != b']
+      inputs: {x: {type: string, inputBinding: {position: 1}}}
+      outputs: {}
+    scatter: x
+    in: {x: xs}
+    out: []
+`)
+			v := l.want(l.watch(t.Context()), workflow.StatusFailed, 1, 3, 2, 1, 0)
+			for name, of := range map[string]string{"st": "a", "st_2": "b", "st_3": "c"} {
+				want := "INFO [job st] completed success\nWARNING [job st_2] completed permanentFail\nof " + of + "\nend\n"
+				if got := v.JobLogs[name]; got != want {
+					t.Errorf("the log of job %s is %q, want %q", name, got, want)
+				}
+			}
+		})
+	}
+}
 
 func TestEngineIsKilled(t *testing.T) {
 	l := newLive(t, "cwltool", "--outdir", "out", "sleeping.cwl")

@@ -36,6 +36,7 @@ func NewReducer(workflowID uuid.UUID) engines.Reducer { return newReducer(workfl
 func newReducer(workflowID uuid.UUID) *reducer {
 	r := &reducer{workflowID: workflowID, engines: make(map[int]*engine), bus: newBus(workflowID)}
 	r.text.other = r.output.line
+	r.turns.tell = r.tellLog
 	return r
 }
 
@@ -48,6 +49,9 @@ type reducer struct {
 	order      []*engine
 	text       textParser
 	output     output
+	turns      turns
+	to         engines.Story // of the event that is applied
+	ahead      time.Duration // how far the engine's clock is ahead, in a recording
 	bus        *bus
 
 	announced int
@@ -137,11 +141,15 @@ func (r *record) String() string {
 }
 
 func (r *reducer) Apply(e engines.Event, to engines.Story) bool {
+	r.to = to
 	switch e.Source {
 	case engines.Hook:
 		return r.hook(e, to)
 	case engines.Stderr:
-		r.text.line(e, func(rec record) { r.written(&rec, to) })
+		r.turns.line(e.At, uncoloured(e.Line))
+		if !r.hooked {
+			r.text.line(e, func(rec record) { r.written(&rec, to) })
+		}
 	case packSource:
 		r.pack(e, to)
 	case busSource:
@@ -151,31 +159,21 @@ func (r *reducer) Apply(e engines.Event, to engines.Story) bool {
 	return true
 }
 
-// written takes what cwltool wrote to its standard error. With the hook, all that
-// counts is which job the lines in between are from.
+// written takes what cwltool wrote to its standard error, without the hook.
 func (r *reducer) written(rec *record, to engines.Story) {
-	if !r.hooked {
-		r.speak("text", to)
-		r.record(r.engine(0), rec, to)
-	}
-	var ended func(string) bool
-	if r.hooked {
-		ended = func(name string) bool {
-			j := r.latest(name)
-			return j != nil && j.done
-		}
-	}
-	r.wrote(to)(r.output.record(rec, ended))
+	r.speak("text", to)
+	r.record(r.engine(0), rec, to)
+	r.wrote(r.output.record(rec))
 }
 
-// wrote tells what a job has written.
-func (r *reducer) wrote(to engines.Story) func(name, text string) {
-	return func(name, text string) {
-		if j := r.latest(name); j != nil && text != "" {
-			to.Job(workflow.JobReport{ID: j.id, Logs: text})
-		}
+// wrote tells what a job has written, without the hook.
+func (r *reducer) wrote(name, text string) {
+	if j := r.latest(name); j != nil && text != "" {
+		r.tellLog(j, text)
 	}
 }
+
+func (r *reducer) tellLog(j *job, text string) { r.to.Job(workflow.JobReport{ID: j.id, Logs: text}) }
 
 // latest is the last job of a name.
 func (r *reducer) latest(name string) *job {
@@ -204,6 +202,7 @@ func (r *reducer) hook(e engines.Event, to engines.Story) bool {
 	rec.at = e.At
 	if s := rec.Created; s > 0 && s < 1<<33 {
 		rec.at = time.UnixMicro(int64(s * 1e6)).UTC()
+		r.ahead = max(r.ahead, rec.at.Sub(e.At)) // nothing arrives before it is sent
 	}
 	r.record(r.engine(rec.PID), &rec, to)
 	return true
@@ -278,6 +277,7 @@ var versionLine = regexp.MustCompile(`^(\S*/)?\S+ (\d+\.\d\S*)$`)
 
 // record takes one record, from the hook or made of text.
 func (r *reducer) record(p *engine, rec *record, to engines.Story) {
+	r.overhear(p, rec)
 	switch m := *rec.Message; {
 	case m == msgRuns:
 		r.runs(p, rec, to)
@@ -304,6 +304,21 @@ func (r *reducer) record(p *engine, rec *record, to engines.Story) {
 	case versionLine.MatchString(m) && (rec.Func == "main" || rec.Func == ""):
 		to.Detail("version", versionLine.FindStringSubmatch(m)[2])
 	}
+}
+
+// overhear notes what cwltool writes beside what its jobs write.
+func (r *reducer) overhear(p *engine, rec *record) {
+	if m := *rec.Message; !r.hooked || m == msgRuns || m == msgCompleted {
+		return
+	}
+	j := p.jobs[rec.Job]
+	if j == nil && strings.HasPrefix(*rec.Message, "[job ") {
+		j = p.jobs[rec.arg(0)]
+	}
+	if j != nil && j.done {
+		j = nil
+	}
+	r.turns.says(j, rec.level+" "+rec.String())
 }
 
 // said passes a warning or an error on.
@@ -375,6 +390,9 @@ func (r *reducer) runs(p *engine, rec *record, to engines.Story) {
 	}
 	if !known {
 		report.Path = r.place(p, j, rec, to)
+		if r.hooked {
+			r.turns.begin(p, j, rec.at.Add(-r.ahead), rec.level+" "+rec.String())
+		}
 	}
 	to.Job(report)
 }
@@ -454,6 +472,7 @@ func (r *reducer) completed(p *engine, rec *record, to engines.Story) {
 		return
 	}
 	j.done = true
+	r.turns.end(j, rec.at.Add(-r.ahead), rec.level+" "+rec.String())
 	report := workflow.JobReport{ID: j.id, Name: name, Status: workflow.JobFinished, FinishedAt: rec.at, ExitCode: j.exit}
 	if !known {
 		report.Path = r.place(p, j, rec, to)
@@ -637,8 +656,13 @@ func (r *reducer) draw(to engines.Story) {
 }
 
 func (r *reducer) End(x engines.Exit, to engines.Story) engines.Ending {
-	r.text.flush(func(rec record) { r.written(&rec, to) })
-	r.wrote(to)(r.output.last())
+	r.to = to
+	if r.hooked {
+		r.turns.finish(len(r.turns.all))
+	} else {
+		r.text.flush(func(rec record) { r.written(&rec, to) })
+		r.wrote(r.output.last())
+	}
 	var ending engines.Ending
 	if r.bus.seen() {
 		ending.Reason = r.bus.end(to)

@@ -2,9 +2,12 @@ package cwl
 
 import (
 	"encoding/json"
-	"fmt"
+	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"pgregory.net/rapid"
 
 	"waymark/engines"
 	"waymark/engines/enginetest"
@@ -70,38 +73,185 @@ func TestTwoEngines(t *testing.T) {
 	}
 }
 
-// TestOutput has jobs write to cwltool's standard error, alone and at once.
+// TestOutput has jobs write to cwltool's standard error, alone and at once, where
+// the hook is not heard.
 func TestOutput(t *testing.T) {
-	lines := written(
+	told := enginetest.Tell(newReducer(enginetest.WorkflowID), written(
 		"INFO [job a] /tmp/a$ sh \\", "    -c \\", "    'echo", "it'", "of a", "INFO also of a", "WARNING [job a] exited with status: 3", "WARNING [job a] completed permanentFail", "of nobody",
 		"INFO [job b] /tmp/b$ true", "of b or c", "\x1b[1;30mINFO\x1b[0m [job c] /tmp/c$ true > /tmp/c/out", "of b or c", "half a lineINFO [job b] completed success", "of b or c",
 		"[2026-01-01 00:00:00] INFO [job c] completed success",
 		"INFO [job d] /tmp/d$ true", "half of d[2026-01-01 00:00:00] INFO [job d] completed success",
 		"INFO [job e] /tmp/e$ true", "of e, until the end",
-	)
-	for _, hooked := range []bool{false, true} {
-		events := lines
-		if hooked {
-			events = nil
-			for i, name := range []string{"a", "b", "c", "d", "e"} {
-				events = append(events, say(t, 1, "INFO", msgRuns, nil, name, "/tmp", fmt.Sprint("command ", i), "", "", ""))
-				if name != "e" {
-					events = append(events, say(t, 1, "INFO", msgCompleted, nil, name, "success"))
-				}
+	), engines.Exit{Code: 137})
+	for name, want := range map[string]string{"a": "of a\nINFO also of a\n", "b": "", "c": "", "d": "half of d\n", "e": "of e, until the end\n"} {
+		if j, ok := told.Job(name); !ok || j.Logs != want {
+			t.Errorf("the log of job %s is %q, want %q", name, j.Logs, want)
+		}
+	}
+	if j, _ := told.Job("a"); j.Command != "sh -c 'echo\nit'" || j.ExitCode != 3 {
+		t.Errorf("job a is %+v", j)
+	}
+	if j, _ := told.Job("c"); j.Command != "true" {
+		t.Errorf("job c runs %q", j.Command)
+	}
+}
+
+// play makes the events of a run with the hook, as the engine's clock goes on.
+// What is written and what the hook tells arrive by themselves.
+type play struct {
+	t      *testing.T
+	clock  time.Time
+	quiet  bool
+	stderr []engines.Event
+	hook   []engines.Event
+	last   string // half a line
+}
+
+func newPlay(t *testing.T, quiet bool) *play {
+	return &play{t: t, clock: time.Unix(1_700_000_000, 0).UTC(), quiet: quiet}
+}
+
+// write has somebody write to standard error.
+func (p *play) write(text string, late time.Duration) {
+	lines := strings.Split(p.last+text, "\n")
+	p.last = lines[len(lines)-1]
+	for _, l := range lines[:len(lines)-1] {
+		p.stderr = append(p.stderr, engines.Event{Source: engines.Stderr, Line: []byte(l), At: p.arrives(p.stderr, late)})
+	}
+	p.clock = p.clock.Add(time.Millisecond)
+}
+
+func (p *play) arrives(before []engines.Event, late time.Duration) time.Time {
+	at := p.clock.Add(late)
+	if n := len(before); n > 0 && at.Before(before[n-1].At) {
+		at = before[n-1].At
+	}
+	return at
+}
+
+// log has cwltool log something.
+func (p *play) log(late time.Duration, level, message string, more map[string]any, args ...any) {
+	p.t.Helper()
+	if more == nil {
+		more = map[string]any{}
+	}
+	more["created"] = float64(p.clock.UnixMicro()) / 1e6
+	e := say(p.t, 1, level, message, more, args...)
+	e.At = p.arrives(p.hook, late)
+	p.hook = append(p.hook, e)
+	if !p.quiet || level != "INFO" {
+		rec := record{Message: &message, Args: args}
+		p.write(level+" "+rec.String()+"\n", late)
+	}
+	p.clock = p.clock.Add(time.Millisecond)
+}
+
+// job has a job run from its beginning to its end.
+func (p *play) job(name string, code int, text string, late func() time.Duration) {
+	p.t.Helper()
+	p.log(late(), "INFO", "[%s] start", nil, "step "+name)
+	p.log(late(), "INFO", msgRuns, map[string]any{"path": []any{}}, name, "/tmp/of-"+name, "sh \\\n    -c 'it'", "", "", "")
+	for text != "" {
+		n := strings.IndexByte(text, '\n') + 1
+		if n == 0 {
+			n = len(text)
+		}
+		p.write(text[:n], late())
+		text = text[n:]
+	}
+	level, status := "INFO", "success"
+	if code != 0 {
+		level, status = "WARNING", "permanentFail"
+		p.log(late(), level, msgExited, map[string]any{"job": name}, name, code)
+		p.log(late(), "ERROR", msgJobError, map[string]any{"job": name}, name, "it\nfailed")
+	}
+	p.log(late(), level, msgCompleted, map[string]any{"job": name, "exit": code}, name, status)
+	p.log(late(), level, "[%s] completed %s", nil, "step "+name, status)
+}
+
+func (p *play) events() []engines.Event {
+	all := slices.Concat(p.hook, p.stderr)
+	slices.SortStableFunc(all, func(a, b engines.Event) int { return a.At.Compare(b.At) })
+	return all
+}
+
+// Jobs write what cwltool would, and the hook and standard error arrive late:
+// each job has its own log all the same.
+func TestImitations(t *testing.T) {
+	names := []string{"st", "st_2", "st_3", "other"}
+	lies := []string{"plain\n", "\n", "half", "INFO said by a job\n"}
+	for _, name := range names {
+		lies = append(lies,
+			"INFO [job "+name+"] completed success\n", "[2026-01-01 00:00:00] ERROR [job "+name+"] completed permanentFail\n",
+			"WARNING [job "+name+"] exited with status: 3\n", "INFO [job "+name+"] /tmp/elsewhere$ sh 'never closed\n", "INFO [step "+name+"] start\n")
+	}
+	rapid.Check(t, func(r *rapid.T) {
+		p := newPlay(t, false)
+		late := func() time.Duration { return time.Duration(rapid.IntRange(0, 50).Draw(r, "late")) * time.Millisecond }
+		want := make(map[string]string)
+		for _, name := range names {
+			text := strings.Join(rapid.SliceOfN(rapid.SampledFrom(lies), 0, 6).Draw(r, "text"), "")
+			p.job(name, rapid.SampledFrom([]int{0, 3}).Draw(r, "code"), text, late)
+			if want[name] = text; text != "" && !strings.HasSuffix(text, "\n") {
+				want[name] += "\n"
 			}
-			events = append(events, lines...)
 		}
-		told := enginetest.Tell(newReducer(enginetest.WorkflowID), events, engines.Exit{Code: 137})
-		for name, want := range map[string]string{"a": "of a\nINFO also of a\n", "b": "", "c": "", "d": "half of d\n", "e": "of e, until the end\n"} {
-			if j, ok := told.Job(name); !ok || j.Logs != want {
-				t.Errorf("hooked %v: the log of job %s is %q, want %q", hooked, name, j.Logs, want)
+		told := enginetest.Tell(newReducer(enginetest.WorkflowID), p.events(), engines.Exit{At: p.clock})
+		for name, log := range want {
+			if j, _ := told.Job(name); j.Logs != log {
+				r.Errorf("the log of job %s is %q, want %q", name, j.Logs, log)
 			}
 		}
-		if j, _ := told.Job("a"); !hooked && (j.Command != "sh -c 'echo\nit'" || j.ExitCode != 3) {
-			t.Errorf("job a is %+v", j)
+	})
+}
+
+// With --quiet nothing says where a job begins, but the hook does.
+func TestQuietLogs(t *testing.T) {
+	for what, late := range map[string]time.Duration{"the hook first": 0, "standard error first": 3 * time.Millisecond} {
+		p := newPlay(t, true)
+		p.write("of a script\n", 0)
+		p.clock = p.clock.Add(time.Second)
+		p.job("a", 0, "of a\n", func() time.Duration { return 0 })
+		p.job("b", 3, "of b\nINFO [job b] completed success\nalso of b\n", func() time.Duration { return 0 })
+		p.clock = p.clock.Add(time.Hour)
+		p.write("of the script again\n", 0)
+		p.job("c", 0, "of c\n", func() time.Duration { return 0 })
+		p.clock = p.clock.Add(time.Hour)
+		p.write("the script's last words\n", 0)
+		for i := range p.hook {
+			p.hook[i].At = p.hook[i].At.Add(late)
 		}
-		if j, _ := told.Job("c"); !hooked && j.Command != "true" {
-			t.Errorf("job c runs %q", j.Command)
+		told := enginetest.Tell(newReducer(enginetest.WorkflowID), p.events(), engines.Exit{At: p.clock})
+		for name, want := range map[string]string{"a": "of a\n", "b": "of b\nINFO [job b] completed success\nalso of b\n", "c": "of c\n"} {
+			if j, _ := told.Job(name); j.Logs != want {
+				t.Errorf("%s: the log of job %s is %q, want %q", what, name, j.Logs, want)
+			}
+		}
+	}
+}
+
+// A job writes more than is kept, and several write at once.
+func TestLongAndSharedOutput(t *testing.T) {
+	p := newPlay(t, false)
+	soon := func() time.Duration { return 0 }
+	p.job("long", 3, strings.Repeat(strings.Repeat("x", 999)+"\n", 2000)+"the end\n", soon)
+	for _, name := range []string{"b", "c"} {
+		p.log(0, "INFO", msgRuns, map[string]any{"path": []any{}}, name, "/tmp/"+name, "true", "", "", "")
+		p.write("of b or c\n", 0)
+	}
+	for _, name := range []string{"b", "c"} {
+		p.log(0, "INFO", msgCompleted, nil, name, "success")
+	}
+	p.job("d", 0, "of d", soon)
+	p.log(0, "INFO", msgRuns, map[string]any{"path": []any{}}, "e", "/tmp/e", "true", "", "", "")
+	p.write("of e, until the end\n", 0)
+	told := enginetest.Tell(newReducer(enginetest.WorkflowID), p.events(), engines.Exit{At: p.clock, Code: 137})
+	if j, _ := told.Job("long"); !strings.HasPrefix(j.Logs, "[193") || len(j.Logs) > maxFailedOutput+100 || !strings.HasSuffix(j.Logs, "x\nthe end\n") {
+		t.Errorf("the log of the long job has %d bytes: %.100q", len(j.Logs), j.Logs)
+	}
+	for name, want := range map[string]string{"b": "", "c": "", "d": "of d\n", "e": "of e, until the end\n"} {
+		if j, _ := told.Job(name); j.Logs != want {
+			t.Errorf("the log of job %s is %q, want %q", name, j.Logs, want)
 		}
 	}
 }

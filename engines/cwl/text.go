@@ -32,9 +32,8 @@ type textParser struct {
 	pending  *record
 }
 
-// line takes one line, and tells the records that it completes.
-func (t *textParser) line(e engines.Event, tell func(record)) {
-	line := e.Line
+// uncoloured is a line without colours, of one that is too long the end.
+func uncoloured(line []byte) string {
 	if len(line) > engines.TailSize {
 		line = line[len(line)-engines.TailSize:]
 	}
@@ -42,6 +41,12 @@ func (t *textParser) line(e engines.Event, tell func(record)) {
 	if strings.Contains(s, "\x1b[") {
 		s = ansi.ReplaceAllString(s, "")
 	}
+	return s
+}
+
+// line takes one line, and tells the records that it completes.
+func (t *textParser) line(e engines.Event, tell func(record)) {
+	s := uncoloured(e.Line)
 	if t.more != nil {
 		taken := t.more(s)
 		if !taken || t.complete {
@@ -230,44 +235,26 @@ func atoi(s string) any {
 	return n
 }
 
-const (
-	// maxOutput is how much of the end of a job's output is told, in bytes, and
-	// how much of one that failed.
-	maxOutput, maxFailedOutput = 16 << 10, engines.TailSize
-)
-
-// output finds out which job wrote what on cwltool's standard error: the one
-// that runs, if no other does. In a run with --parallel it is often nobody's.
+// output finds out which job wrote what on cwltool's standard error, from that
+// alone: the one that runs, if no other does. In a run with --parallel it is often
+// nobody's.
 type output struct {
 	running map[string]bool
 	shared  bool // by several, until none runs
 	tail    *engines.Tail
-	// doubt is what says that the job doubted has ended, while the hook has not
-	// said so. What comes next decides: a job that has ended writes no more.
-	doubt, doubted string
-	failed         bool
 }
 
 // line takes a line that cwltool did not write.
 func (o *output) line(s string) {
-	if o.doubt != "" {
-		doubt := o.doubt
-		o.doubt = ""
-		o.line(doubt)
-	}
 	if o.tail != nil && !o.shared {
 		_, _ = o.tail.Write([]byte(s + "\n"))
 	}
 }
 
 // record takes what cwltool wrote, and returns what a job has written once it is
-// complete. ended says whether a job has ended, where it is known from elsewhere.
-func (o *output) record(rec *record, ended func(job string) bool) (job, text string) {
+// complete.
+func (o *output) record(rec *record) (job, text string) {
 	name := rec.arg(0)
-	if o.doubt != "" && (*rec.Message != generic || ended != nil && ended(o.doubted)) && (*rec.Message != msgCompleted || name != o.doubted) {
-		o.doubt = ""
-		job, text = o.end(o.doubted, o.failed)
-	}
 	switch *rec.Message {
 	case msgRuns:
 		if o.running[name] {
@@ -282,17 +269,8 @@ func (o *output) record(rec *record, ended func(job string) bool) (job, text str
 			o.tail = &engines.Tail{Size: maxFailedOutput}
 		}
 	case msgCompleted:
-		failed := rec.arg(1) != "success"
-		switch {
-		case o.running[name] && (ended == nil || ended(name)):
-			if o.doubt != "" { // that was the job's own, then
-				_, _ = o.tail.Write([]byte(o.doubt + "\n"))
-				o.doubt = ""
-			}
-			return o.end(name, failed)
-		case o.running[name] && o.doubt == "":
-			o.doubt, o.doubted, o.failed = rec.level+" "+rec.String(), name, failed
-			return job, text
+		if o.running[name] {
+			return o.end(name, rec.arg(1) != "success")
 		}
 		o.line(rec.level + " " + rec.String())
 	case generic:
@@ -300,7 +278,7 @@ func (o *output) record(rec *record, ended func(job string) bool) (job, text str
 			o.line(rec.level + " " + rec.String())
 		}
 	}
-	return job, text
+	return "", ""
 }
 
 // end ends a job, and returns what it wrote.
@@ -322,7 +300,6 @@ func (o *output) end(name string, failed bool) (job, text string) {
 
 // last is what the job that runs has written, if it runs alone.
 func (o *output) last() (job, text string) {
-	o.doubt = ""
 	for name := range o.running {
 		if len(o.running) == 1 {
 			return o.end(name, true)

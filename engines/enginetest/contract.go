@@ -59,7 +59,8 @@ func Read(t testing.TB, path string) *engines.Recording {
 
 // Contract tests what is asked of every adapter: each recording whole, cut off
 // at every event, with events repeated, lost and damaged, and cut into single
-// bytes on the way.
+// bytes on the way. Its recordings are tested at the same time: New must make
+// reducers that share nothing.
 func Contract(t *testing.T, c Config) {
 	t.Helper()
 	if c.New == nil || len(c.Recordings) == 0 {
@@ -67,6 +68,7 @@ func Contract(t *testing.T, c Config) {
 	}
 	for _, path := range c.Recordings {
 		t.Run(filepath.Base(path), func(t *testing.T) {
+			t.Parallel()
 			r := Read(t, path)
 			if len(r.Events) == 0 && r.Exit.Code == 0 {
 				t.Fatalf("%s has no events", path)
@@ -228,13 +230,19 @@ func (c Config) rechunked(t *testing.T, r *engines.Recording) {
 	}
 }
 
-// most is how many places of a recording are tried; of a longer one they are
-// spread over it.
-const most = 400
+const (
+	// most is how many places of a recording are tried.
+	most = 400
+	// effort is how many events are applied to try each place once, about. Of a
+	// recording so long that it would take more, places spread over it are tried,
+	// but never less than fewest.
+	effort, fewest = 12_000, 40
+)
 
 func places(n int) (at []int) {
-	for i := range min(n, most) {
-		at = append(at, i*n/min(n, most))
+	tried := min(n, most, max(fewest, effort/max(n, 1)))
+	for i := range tried {
+		at = append(at, i*n/tried)
 	}
 	return at
 }
