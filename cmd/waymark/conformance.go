@@ -93,8 +93,11 @@ func (a *app) conformance(cmd *cobra.Command, f *conformanceFlags, command []str
 			return a.runCommandWith(ctx, command, variables)
 		})
 	}
-	if err != nil && ctx.Err() == nil {
+	switch {
+	case err != nil && ctx.Err() == nil:
 		return err
+	case err != nil && !errors.Is(err, context.Cause(ctx)):
+		a.say("waymark: %s", harmless(oneLine.Replace(err.Error())))
 	}
 	return a.showCard(a.output(cmd), w.judge.Card(), f.strict)
 }

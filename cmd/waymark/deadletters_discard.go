@@ -69,7 +69,10 @@ is discarded, unless --audit-file names a file for the record.`,
 				return err
 			}
 			if len(letters) > 0 && !yes {
-				sure, err := a.ask(ctx, fmt.Sprintf("discard %s for good? [y/N] ", count(len(letters), "dead letter")), false)
+				// The broker takes letters back that are held for longer.
+				asking, cancel := context.WithTimeoutCause(ctx, maxReplayTime, errors.New("nobody has answered: nothing was discarded"))
+				defer cancel()
+				sure, err := a.ask(asking, fmt.Sprintf("discard %s for good? [y/N] ", count(len(letters), "dead letter")), false)
 				if err != nil {
 					return err
 				}

@@ -299,8 +299,8 @@ func draftOf(l *deadLetter, most int) *draft {
 	body := l.delivery.Body
 	if compression, _ := l.delivery.Headers[headerCompression].(string); compression != "" {
 		if z, err := zlib.NewReader(bytes.NewReader(body)); err == nil {
-			// What cannot be read is edited as it is.
-			if plain, err := io.ReadAll(io.LimitReader(z, int64(most)+1)); err == nil {
+			// What cannot be read, or is more than could be published, is edited as it is.
+			if plain, err := io.ReadAll(io.LimitReader(z, int64(most)+1)); err == nil && len(plain) <= most {
 				body = plain
 			}
 		}
