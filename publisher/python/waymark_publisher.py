@@ -12,24 +12,31 @@ that an engine written for REANA only changes its import:
                          "running": {"total": 1, "job_ids": ["fit"]}}})
 
 Unlike REANA's, a call returns when the broker has confirmed the message, and
-raises if it has not within `timeout`: PublishError for a broker that is away,
-refuses the message or lacks the queue, ValueError for a message that Waymark
-would not take. A message that is tried again keeps its id, so that it has its
-effect once. Publishers may be shared by threads, and by a process that forks.
+raises PublishError if it has not within `timeout`: because the broker is away,
+frozen, blocked or lacks the queue, or refuses the message. A message that is
+tried again keeps its id, so that it has its effect once.
+
+ValueError tells of arguments that are wrong on their face: a workflow_uuid that
+is none, a number or a dict that is something else or out of range, and what
+JSON cannot say. What they hold is Waymark's to judge: it sets a message that it
+cannot use aside, where `waymark dead-letters` shows it.
+
+Publishers may be shared by threads, and by a process that forks.
 """
 
 import datetime
 import json
 import logging
+import operator
 import os
 import threading
 import time
 import uuid
+import weakref
 
 __all__ = ["PublishError", "WorkflowStatusPublisher", "WorkflowSubmissionPublisher"]
 
 _log = logging.getLogger("waymark")
-_STATUSES = range(8)  # created 0 … pending 7
 
 
 class PublishError(Exception):
@@ -40,10 +47,15 @@ class _Unroutable(Exception):
     """There is no such queue."""
 
 
+# What leads to the broker: connected when made, and for one call at a time. Each
+# step ends at `until`, a time.monotonic(), whatever the broker does; neither
+# pika's blocking connection nor kombu's confirmed publishing can promise that.
+
+
 class _Pika:
     """The way through pika."""
 
-    def __init__(self, url, name):
+    def __init__(self, url, name, until):
         import pika
 
         self._pika = pika
@@ -52,54 +64,171 @@ class _Pika:
         # Who publishes every few minutes answers no heartbeats in between; a
         # connection that is gone is noticed by the next message.
         parameters.heartbeat = 0
-        self._connection = pika.BlockingConnection(parameters)
-        self._channel = self._connection.channel()
-        self._channel.confirm_delivery()
+        parameters.socket_timeout = parameters.stack_timeout = _left(until)
+        self._answer = None
+        self._returned = False
+        self._connection = pika.SelectConnection(
+            parameters, on_open_callback=self._on_answer, on_open_error_callback=self._on_error,
+            on_close_callback=self._on_error)
+        try:
+            self._await(until)
+            self._channel = self._connection.channel(on_open_callback=self._on_answer)
+            self._channel.add_on_close_callback(self._on_error)
+            self._channel.add_on_return_callback(self._on_return)
+            self._await(until)
+            self._channel.confirm_delivery(self._on_answer, callback=self._on_answer)
+            self._await(until)
+        except BaseException:
+            self.abort()
+            raise
 
-    def declare(self, queue, durable, arguments):
-        self._channel.queue_declare(queue, durable=durable, arguments=arguments or None)
+    def _on_answer(self, answer):
+        self._answer = answer
+        self._connection.ioloop.stop()
 
-    def send(self, queue, body, message_id, priority):
+    def _on_error(self, _, error):
+        self._on_answer(error if isinstance(error, Exception) else ConnectionError("disconnected"))
+
+    def _on_return(self, *_):  # comes before the confirmation
+        self._returned = True
+
+    def _await(self, until):
+        """What the broker answers to what was asked last."""
+        loop, self._answer = self._connection.ioloop, None
+        timer = loop.call_later(_left(until), loop.stop)
+        try:
+            loop.start()
+        finally:
+            loop.remove_timeout(timer)
+        if self._answer is None:
+            raise TimeoutError("no answer")
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
+
+    def declare(self, queue, durable, arguments, until):
+        self._channel.queue_declare(queue, durable=durable, arguments=arguments or None, callback=self._on_answer)
+        self._await(until)
+
+    def send(self, queue, body, message_id, priority, until):
         properties = self._pika.BasicProperties(
             content_type="application/json", content_encoding="utf-8", delivery_mode=2,
             message_id=message_id, priority=priority)
-        try:
-            self._channel.basic_publish("", queue, body, properties, mandatory=True)
-        except self._pika.exceptions.UnroutableError:
-            raise _Unroutable(queue) from None
-        except self._pika.exceptions.NackError:
-            raise PublishError("the broker refused the message") from None
+        self._returned = False
+        self._channel.basic_publish("", queue, body, properties, mandatory=True)
+        answer = self._await(until)
+        if self._returned:
+            raise _Unroutable(queue)
+        if not isinstance(answer.method, self._pika.spec.Basic.Ack):
+            raise PublishError("the broker refused the message")
 
-    def close(self):
-        self._connection.close()
+    def close(self, until):
+        try:
+            self._connection.close()
+            self._await_end(until)
+        except Exception:  # it was gone already
+            pass
+        self.abort()
+
+    def _await_end(self, until):
+        while not self._connection.is_closed and time.monotonic() < until:
+            try:
+                self._await(until)
+            except Exception:  # the end of the channel, that of the connection
+                pass
+
+    def abort(self):
+        try:
+            transport = getattr(self._connection, "_transport", None)  # pika shows no way to end without a farewell
+            if transport is not None:
+                transport.abort()
+            elif not self._connection.is_closed:
+                self._connection.close()
+            self._await_end(time.monotonic() + 1)  # of pika: the broker has no part in it
+        except Exception:
+            pass
+        self._connection.ioloop.close()
 
 
 class _Kombu:
-    """The way through kombu."""
+    """The way through kombu, and amqp below it."""
 
-    def __init__(self, url, name):
+    def __init__(self, url, name, until):
+        import amqp
         import kombu
 
-        self._connection = kombu.Connection(url, connect_timeout=10, transport_options={
-            "confirm_publish": True, "client_properties": {"connection_name": name}})
-        self._connection.connect()
-        self._channel = self._connection.channel()
-        self._returned = []
-        self._producer = kombu.Producer(self._channel, on_return=lambda *a: self._returned.append(a))
+        self._amqp = amqp
+        # Each of the steps to a connection has a timeout of its own.
+        step = _left(until) / 4
+        transport = kombu.Connection(url, connect_timeout=step, transport_options={
+            "client_properties": {"connection_name": name}, "read_timeout": step, "write_timeout": step}).transport
+        self._connection, connection = None, transport.Connection
 
-    def declare(self, queue, durable, arguments):
+        def remembered(**options):  # to be closed if it does not come about
+            self._connection = connection(**options)
+            return self._connection
+
+        transport.Connection = remembered
+        self._answers, self._returned = [], False
+        try:
+            transport.establish_connection()
+            self._bound(until)
+            self._channel = self._connection.channel()
+            self._channel.events["basic_ack"].add(lambda *_: self._answers.append(True))
+            self._channel.events["basic_nack"].add(lambda *_: self._answers.append(False))
+            self._channel.events["basic_return"].add(self._on_return)
+            self._bound(until)
+            self._channel.confirm_select()
+        except BaseException:
+            self.abort()
+            raise
+
+    def _on_return(self, *_):  # comes before the confirmation
+        self._returned = True
+
+    def _bound(self, until):
+        self._connection.sock.settimeout(_left(until))
+
+    def declare(self, queue, durable, arguments, until):
+        self._bound(until)
         self._channel.queue_declare(queue, durable=durable, auto_delete=False, arguments=arguments or None)
 
-    def send(self, queue, body, message_id, priority):
-        del self._returned[:]
-        self._producer.publish(
-            body, routing_key=queue, content_type="application/json", content_encoding="utf-8", delivery_mode=2,
-            message_id=message_id, priority=priority, mandatory=True, timeout=30)
+    def send(self, queue, body, message_id, priority, until):
+        del self._answers[:]
+        self._returned = False
+        message = self._amqp.Message(
+            body, content_type="application/json", content_encoding="utf-8", delivery_mode=2,
+            message_id=message_id, priority=priority)
+        self._channel.basic_publish(message, routing_key=queue, mandatory=True, timeout=_left(until))
+        while not self._answers:
+            if time.monotonic() > until:
+                raise TimeoutError("no answer")
+            self._connection.drain_events(timeout=_left(until))
         if self._returned:
             raise _Unroutable(queue)
+        if not self._answers[0]:
+            raise PublishError("the broker refused the message")
 
-    def close(self):
-        self._connection.release()
+    def close(self, until):
+        try:
+            self._bound(until)
+            self._connection.close()
+        except Exception:  # it was gone already
+            pass
+        self.abort()
+
+    def abort(self):
+        try:
+            if self._connection is not None:
+                if self._connection.connected:
+                    self._connection.sock.settimeout(0.1)  # TLS has a farewell as well
+                self._connection.collect()
+        except Exception:
+            pass
+
+
+def _left(until):
+    return max(until - time.monotonic(), 0.001)
 
 
 def _backend(name):
@@ -127,7 +256,10 @@ class _Publisher:
         topology: "durable" (default) or "reana"; default $WAYMARK_BROKER_TOPOLOGY.
         encoding: "json" (default) or "reana", JSON within a JSON string, for
             queues that a REANA consumer reads; default $WAYMARK_PUBLISHER_ENCODING.
-        timeout: seconds that a call may take in all.
+        timeout: seconds that a call may take in all, waiting for other threads'
+            calls included. The first try has a third of it, so that a
+            connection found dead is replaced. Only the resolver of names, if
+            it hangs, keeps times of its own.
         backend: "pika" or "kombu"; default whichever is there.
         What else REANA's publishers take (routing_key, durable, …) is ignored.
         """
@@ -138,10 +270,12 @@ class _Publisher:
         self._topology = _one_of("topology", topology or os.environ.get("WAYMARK_BROKER_TOPOLOGY") or "durable", ("durable", "reana"))
         self._encoding = _one_of("encoding", encoding or os.environ.get("WAYMARK_PUBLISHER_ENCODING") or "json", ("json", "reana"))
         self._timeout = float(timeout)
+        if not 0 < self._timeout <= 1e6:
+            raise ValueError("timeout is %r: expected seconds" % (timeout,))
         self._backend = _backend(backend)
         self._lock = threading.RLock()
         self._way = None
-        self._pid = None
+        _publishers.add(self)
 
     def __enter__(self):
         return self
@@ -153,47 +287,84 @@ class _Publisher:
         """Disconnect. A publisher that is used again connects again."""
         with self._lock:
             way, self._way = self._way, None
-            if way is not None and self._pid == os.getpid():
-                try:
-                    way.close()
-                except Exception:  # it was gone already
-                    pass
+            if way is not None:
+                way.close(time.monotonic() + min(self._timeout, 2))
+
+    def _forget(self):
+        # Of a fork: the connection is the parent's, and the lock may be held by
+        # a thread that only the parent has. Closing the connection, even by
+        # collecting it, could say good-bye in the parent's name.
+        self._lock = threading.RLock()
+        if self._way is not None:
+            _of_parents.append(self._way)
+            self._way = None
 
     def _publish(self, message, priority=0):
+        deadline, message_id = time.monotonic() + self._timeout, str(uuid.uuid4())
         try:
             body = json.dumps(_clean(message), allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ValueError("the message is not JSON: %s" % error) from None
+        except RecursionError:
+            raise ValueError("the message is not JSON: it holds itself, or is too deep") from None
         if self._encoding == "reana":
             body = json.dumps(body)
-        message_id, deadline, pause, declared = str(uuid.uuid4()), time.monotonic() + self._timeout, 0.1, False
-        with self._lock:
-            while True:
-                try:
-                    if self._way is None or self._pid != os.getpid():
-                        self._way, self._pid = self._backend(self._url, "waymark_publisher"), os.getpid()
-                    self._way.send(self._queue, body.encode("ascii"), message_id, priority)
-                    return
-                except _Unroutable:
-                    if declared:
-                        raise PublishError("there is no queue %r: start waymark serve once, or check the topology" % self._queue) from None
-                    declared, error = True, None
-                    try:
-                        self._way.declare(self._queue, self._topology != "reana" or self._durable_on_reana, self._arguments)
-                        continue
-                    except Exception as refused:
-                        error = refused
-                except PublishError as refused:
-                    error = refused
-                except Exception as away:  # pika and kombu have dozens of them
-                    error = away
-                self.close()
-                if time.monotonic() + pause > deadline:
-                    raise PublishError("the broker has not confirmed the message within %g s: %s" % (
-                        self._timeout, _without_password(error, self._url))) from None
-                _log.warning("the broker does not take a message; trying again: %s", _without_password(error, self._url))
-                time.sleep(pause)
-                pause = min(2 * pause, 5.0)
+        lock = self._lock
+        if not lock.acquire(timeout=self._timeout):
+            raise PublishError("the messages of other threads took all of %g s" % self._timeout)
+        try:
+            self._confirm(body.encode("ascii"), message_id, priority, deadline)
+        finally:
+            lock.release()
+
+    def _confirm(self, body, message_id, priority, deadline):
+        pause = 0.1
+        while True:
+            try:
+                self._try(body, message_id, priority, min(deadline, time.monotonic() + max(self._timeout / 3, 1)))
+                return
+            except _Unroutable:
+                raise PublishError("there is no queue %r: start waymark serve once, or check the topology" % self._queue) from None
+            except Exception as refused:  # pika and kombu have dozens of them
+                error = _without_password(refused, self._url)
+            if time.monotonic() + pause > deadline:
+                raise PublishError("the broker has not confirmed the message within %g s: %s" % (self._timeout, error))
+            _log.warning("the broker does not take a message; trying again: %s", error)
+            time.sleep(pause)
+            pause = min(2 * pause, 5.0)
+
+    def _try(self, body, message_id, priority, until):
+        # Nobody else's while it is used: not even of a signal handler that publishes.
+        way, self._way = self._way, None
+        try:
+            if way is None:
+                way = self._backend(self._url, "waymark_publisher", until)
+            try:
+                way.send(self._queue, body, message_id, priority, until)
+            except _Unroutable:
+                way.declare(self._queue, self._topology != "reana" or self._durable_on_reana, self._arguments, until)
+                way.send(self._queue, body, message_id, priority, until)
+        except BaseException:
+            if way is not None:
+                way.abort()
+            raise
+        if self._way is None:
+            self._way = way
+        else:
+            way.abort()
+
+
+_publishers = weakref.WeakSet()
+_of_parents = []
+
+
+def _after_fork_in_child():
+    for publisher in list(_publishers):
+        publisher._forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class WorkflowStatusPublisher(_Publisher):
@@ -206,7 +377,7 @@ class WorkflowStatusPublisher(_Publisher):
         """Say how a workflow is doing.
 
         workflow_uuid: its UUID.
-        status: a number, or an enum of such: running 1, finished 2, failed 3, stopped 5, queued 6, pending 7.
+        status: a number, or an enum of such: created 0, running 1, finished 2, failed 3, stopped 5, queued 6, pending 7.
         logs: text for the log of the run.
         message: {"progress": {"total" | "running" | "finished" | "failed" | "cached": {"total": int,
             "job_ids": [str]}}, "jobs": [{"job_id": str, "status": str, …}]}.
@@ -214,15 +385,11 @@ class WorkflowStatusPublisher(_Publisher):
         """
         body = {
             "workflow_uuid": str(uuid.UUID(str(workflow_uuid))),
-            "status": getattr(status, "value", status),
+            "status": _number("status", getattr(status, "value", status), 0, 7),
             "logs": "" if logs is None else str(logs),
-            "message": {} if message is None else message,
+            "message": _dict("message", message),
             "event_time": datetime.datetime.now(datetime.timezone.utc).isoformat(),
         }
-        if isinstance(body["status"], bool) or body["status"] not in _STATUSES:
-            raise ValueError("status is %r: expected a number from 0 to 7" % (status,))
-        if not isinstance(body["message"], dict):
-            raise ValueError("message is %r: expected a dict" % (type(message).__name__,))
         body.update(more)
         self._publish(body)
 
@@ -237,26 +404,44 @@ class WorkflowSubmissionPublisher(_Publisher):
         """Register a workflow that is to run.
 
         user_id: who owns it. workflow_id_or_name: its UUID, or a name.
-        parameters: a dict. priority: 0 to 100. min_job_memory: bytes.
+        parameters: a dict. priority: an int from 0 to 100. min_job_memory: bytes.
         more: further keys of the message, such as name, engine and labels.
         """
-        if not 0 <= priority <= 100:
-            raise ValueError("priority is %r: expected 0 to 100" % (priority,))
+        priority = _number("priority", priority, 0, 100)
+        min_job_memory = 0 if min_job_memory is None else min_job_memory
+        if isinstance(min_job_memory, bool) or not isinstance(min_job_memory, (int, float)) or min_job_memory < 0:
+            raise ValueError("min_job_memory is %r: expected bytes" % (min_job_memory,))
         body = {
             "user": str(user_id),
             "workflow_id_or_name": str(workflow_id_or_name),
-            "parameters": {} if parameters is None else parameters,
+            "parameters": _dict("parameters", parameters),
             "priority": priority,
             "min_job_memory": min_job_memory,
         }
         body.update(more)
-        self._publish(body, int(priority))
+        self._publish(body, priority)
 
 
 def _one_of(what, value, allowed):
     if value not in allowed:
         raise ValueError("%s is %r: expected one of %s" % (what, value, ", ".join(allowed)))
     return value
+
+
+def _number(what, value, low, high):
+    try:
+        number = -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = -1
+    if not low <= number <= high:
+        raise ValueError("%s is %r: expected a whole number from %d to %d" % (what, value, low, high))
+    return number
+
+
+def _dict(what, value):
+    if value is not None and not isinstance(value, dict):
+        raise ValueError("%s is of type %s: expected a dict" % (what, type(value).__name__))
+    return value or {}
 
 
 def _clean(value):
