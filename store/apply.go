@@ -58,6 +58,7 @@ func (db *DB) applyOnce(ctx context.Context, b *workflow.Batch) (outcomes []work
 	// A server that has gone silent must not hold the batch for ever.
 	ctx, cancel := context.WithTimeout(ctx, db.cfg.ApplyTimeout)
 	defer cancel()
+	began := time.Now()
 	err = withPgx(ctx, db.applies, func(conn *pgx.Conn) error {
 		defer endTransaction(ctx, conn)
 		a := &application{db: db, conn: conn, batch: b, now: db.now()}
@@ -80,6 +81,9 @@ func (db *DB) applyOnce(ctx context.Context, b *workflow.Batch) (outcomes []work
 		crashpoint.Hit("store.written")
 		err = commit(ctx, conn)
 		crashpoint.Hit("store.committed")
+		if err == nil && a.forgets {
+			db.recent.forgot(b.Session, b.Settled, began)
+		}
 		return err
 	})
 	if errors.Is(err, errApplied) {
@@ -141,6 +145,7 @@ type application struct {
 	// what such messages did repeat.
 	recent   recent
 	repeated map[recentBatch][]uuid.UUID
+	forgets  bool // what its session had settled
 
 	outcomes []workflow.Outcome
 	logs     []storedChunk

@@ -1,6 +1,9 @@
 package store_test
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -111,4 +114,69 @@ func TestPruneRuns(t *testing.T) {
 	wantOutcomes(t, a.apply(t, first[0]), workflow.Duplicate)
 	// What is new about it makes it anew.
 	wantOutcomes(t, a.apply(t, trace(old[0])[1]), workflow.Applied)
+}
+
+// A run that is being deleted holds up nobody but who needs its lock, and those
+// only while some thousand of its rows are deleted.
+func TestPruneRunsHoldsUpNobody(t *testing.T) {
+	t.Parallel()
+	d := servicetest.Database(t)
+	db, sql := another(t, d), raw(t, d)
+	if _, err := db.Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	a := newApplier(db)
+	first, second := runID(), runID()
+	for _, id := range []uuid.UUID{first, second} {
+		a.apply(t, trace(id)...)
+	}
+	// Many jobs of the first, and a batch that has the second locked.
+	execute(t, sql, `INSERT INTO jobs (workflow_id, run_attempt, attempt, finished_at, status, cached, job_id)
+		SELECT $1, 1, 1, now(), 3, false, 'more ' || n FROM generate_series(1, 12000) AS n`, first)
+	execute(t, sql, `UPDATE workflows SET jobs_finished = jobs_finished + 12000 WHERE id = $1`, first)
+	locked, release := make(chan struct{}), make(chan struct{})
+	applied, pruned := make(chan error, 1), make(chan error, 1)
+	errLost := errors.New("held no longer")
+	holder := newApplier(another(t, d))
+	b := holder.batch(workflow.Delivery{Digest: uuid.New(), Status: &workflow.StatusMessage{WorkflowID: second, Status: workflow.StatusFinished, Logs: "late", EventTime: at(9)}})
+	b.Held = func(ctx context.Context) error {
+		close(locked)
+		select {
+		case <-release:
+			return errLost
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	go func() {
+		_, err := holder.db.Apply(t.Context(), b)
+		applied <- err
+	}()
+	<-locked
+	go func() {
+		n, err := db.PruneRuns(t.Context(), time.Now().Add(time.Hour))
+		if err == nil && n != 2 {
+			err = fmt.Errorf("%d runs were deleted, want 2", n)
+		}
+		pruned <- err
+	}()
+	servicetest.Eventually(t, time.Minute, "the first run is gone while the second is locked", func() error {
+		_, err := db.Workflow(t.Context(), first)
+		if !errors.Is(err, workflow.ErrNotFound) {
+			return fmt.Errorf("reading it: %v, want %v", err, workflow.ErrNotFound)
+		}
+		return nil
+	})
+	// Its lock is free, too.
+	wantOutcomes(t, a.apply(t, status(workflow.StatusMessage{WorkflowID: first, Status: workflow.StatusRunning, EventTime: at(20)})), workflow.Applied)
+	if _, err := db.Workflow(t.Context(), second); err != nil {
+		t.Errorf("the second run while it is locked: %v", err)
+	}
+	close(release)
+	if err := <-applied; !errors.Is(err, errLost) {
+		t.Errorf("the batch that held the lock: %v, want %v", err, errLost)
+	}
+	if err := <-pruned; err != nil {
+		t.Errorf("pruning: %v", err)
+	}
 }

@@ -1,6 +1,12 @@
 package store
 
 import (
+	"cmp"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
@@ -13,11 +19,68 @@ import (
 // nothing about one that comes now. So the store keeps, by session, the digests
 // of each batch until the consumer knows that the broker has its acknowledgement,
 // and those of the last seconds of a session that has ended: a broker that is
-// killed may forget what it was told shortly before.
+// killed may forget what it was told shortly before. The session itself forgets
+// them, with whatever its later batches bring; what it could not, since it ended
+// or had no more batches, [DB.Prune] forgets after recentKept.
+
+// recentKept is how long the digests of a session that has ended are kept at
+// most, up to the next call of Prune. What a broker delivers again only later,
+// because it was away for so long, is taken for new.
+const recentKept = time.Hour
 
 // sqlForgetSettled forgets the batches of a session whose acknowledgements the
-// broker has, but for those of the last seconds.
-const sqlForgetSettled = `DELETE FROM recent_deliveries WHERE session = $1 AND batch <= $2 AND at < now() - interval '2 seconds'`
+// broker has, but for those of the last seconds. It waits for nobody: a row from
+// which another session takes something is left to the next time.
+const sqlForgetSettled = `
+DELETE FROM recent_deliveries WHERE session = $1 AND batch = ANY (ARRAY(
+    SELECT batch FROM recent_deliveries WHERE session = $1 AND batch <= $2 AND at < now() - interval '2 seconds' FOR UPDATE SKIP LOCKED))`
+
+// forgetAfter is when a settled row is surely gone by sqlForgetSettled: its two
+// seconds, and one for clocks that do not go alike.
+const forgetAfter = 3 * time.Second
+
+// recentSessions knows which sessions may have rows in recent_deliveries, so that
+// the others are spared the statement that forgets them. The zero value is ready.
+type recentSessions struct {
+	mu   sync.Mutex
+	last map[uuid.UUID]recentRow
+}
+
+// recentRow is the last row that a session wrote, or tried to.
+type recentRow struct {
+	batch int64
+	at    time.Time
+}
+
+// wrote notes that a session writes a row with its batch.
+func (r *recentSessions) wrote(session uuid.UUID, batch int64, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, known := r.last[session]; !known {
+		maps.DeleteFunc(r.last, func(_ uuid.UUID, row recentRow) bool { return now.Sub(row.at) > recentKept })
+	}
+	if r.last == nil {
+		r.last = make(map[uuid.UUID]recentRow)
+	}
+	r.last[session] = recentRow{batch, now}
+}
+
+// may reports whether a session may have rows.
+func (r *recentSessions) may(session uuid.UUID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, ok := r.last[session]
+	return ok
+}
+
+// forgot notes that a transaction, begun at began, has forgotten what was settled.
+func (r *recentSessions) forgot(session uuid.UUID, settled int64, began time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if row, ok := r.last[session]; ok && row.batch <= settled && began.Sub(row.at) >= forgetAfter {
+		delete(r.last, session)
+	}
+}
 
 // recentBatch names a row of recent_deliveries.
 type recentBatch struct {
@@ -78,15 +141,20 @@ func (a *application) writeRecent(q *pgx.Batch) {
 			digests = append(digests, uuidValue(d.Digest))
 		}
 	}
-	if len(digests) == 0 {
-		return
+	// In one order, so that two consumers that take from the same batches do not
+	// wait in a circle.
+	batches := slices.SortedFunc(maps.Keys(a.repeated), func(x, y recentBatch) int {
+		return cmp.Or(compareIDs(x.session, y.session), cmp.Compare(x.batch, y.batch))
+	})
+	for _, in := range batches {
+		q.Queue(sqlTakeRecent, in.session, in.batch, uuids(a.repeated[in]))
 	}
-	for in, taken := range a.repeated {
-		q.Queue(sqlTakeRecent, in.session, in.batch, uuids(taken))
+	if len(digests) > 0 {
+		// There is a row already if the batch was committed before; the ledger knows.
+		q.Queue(`INSERT INTO recent_deliveries (session, batch, digests) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`, a.batch.Session, a.batch.Number, digests)
+		a.db.recent.wrote(a.batch.Session, a.batch.Number, time.Now())
 	}
-	// There is a row already if the batch was committed before; the ledger knows.
-	q.Queue(`INSERT INTO recent_deliveries (session, batch, digests) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`, a.batch.Session, a.batch.Number, digests)
-	if a.batch.Settled > 0 {
+	if a.forgets = a.batch.Settled > 0 && a.db.recent.may(a.batch.Session); a.forgets {
 		q.Queue(sqlForgetSettled, a.batch.Session, a.batch.Settled)
 	}
 }

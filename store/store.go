@@ -100,6 +100,7 @@ type DB struct {
 	gorm    *gorm.DB
 	reads   *sql.DB
 	applies *sql.DB
+	recent  recentSessions
 }
 
 // Open checks cfg, and the files that its URL names, and returns the database.
