@@ -76,10 +76,17 @@ type Receiver struct {
 type run struct {
 	id       uuid.UUID
 	receiver *Receiver
-	heard    time.Time // guarded by the receiver's mutex, as is held
-	held     int
+
+	// Guarded by the receiver's mutex. held is the bytes of the posts whose news
+	// the broker does not have yet. owed divides what the Reporter was told of
+	// them by the job whose next message brings it; "" is the run's own news,
+	// which any message brings.
+	heard time.Time
+	held  int
+	owed  map[string]int
 
 	mu       sync.Mutex // one post after the other
+	untold   int        // bytes of the post that is being applied
 	began    bool
 	over     bool // ended, or left
 	reporter *engines.Reporter
@@ -135,20 +142,23 @@ func (r *Receiver) take(_ *http.Request, body []byte) int {
 		if one == nil {
 			return status
 		}
-		if r.tell(one, p, body) {
+		if r.tell(one, p, body, size) {
 			return http.StatusNoContent
 		}
 	}
 }
 
-// tell applies a post, unless the run was left meanwhile.
-func (r *Receiver) tell(one *run, p *post, body []byte) bool {
+// tell applies a post, of which size bytes are held, unless the run was left
+// meanwhile.
+func (r *Receiver) tell(one *run, p *post, body []byte, size int) bool {
 	one.mu.Lock()
 	defer one.mu.Unlock()
 	if one.over {
 		return false
 	}
+	one.untold = size
 	if p.Event == runStarted {
+		one.owe("")
 		one.reporter.Submit(submission(one.id, p))
 	}
 	if !one.began {
@@ -156,6 +166,7 @@ func (r *Receiver) tell(one *run, p *post, body []byte) bool {
 		one.reporter.Begin()
 	}
 	one.narrator.Apply(engines.Event{At: r.cfg.Now().UTC(), Source: Weblog, Line: body})
+	one.unowed()
 	if p.Event == runCompleted {
 		one.over = true
 		r.end(one, p)
@@ -185,11 +196,11 @@ func (r *Receiver) open(p *post, size int) (*run, int) {
 			r.cfg.Logger.Warn("a run of nextflow is not reported", "workflow", id, "err", err)
 			return nil, http.StatusServiceUnavailable
 		}
-		one = &run{id: id, receiver: r}
+		one = &run{id: id, receiver: r, owed: make(map[string]int)}
 		one.reporter = engines.NewReporter(context.Background(), engines.Config{
 			Engine: Engine, FinalTimeout: r.cfg.FinalTimeout, Logger: r.cfg.Logger, Publisher: accounted{to, one}, WorkflowID: id,
 		})
-		one.narrator = engines.NewNarrator(newReducer(id), one.reporter)
+		one.narrator = engines.NewNarrator(newReducer(id), accountant{one.reporter, one})
 		r.runs[id] = one
 		r.cfg.Logger.Info("a run of nextflow", "workflow", id, "name", clip(string(p.RunName)))
 	}
@@ -231,12 +242,9 @@ func (r *Receiver) leave(one *run) {
 	})
 }
 
-// end tells the end of a run, in a goroutine: the broker may be away.
+// end tells the end of a run, in a goroutine: the broker may be away. The caller
+// holds the mutex of the run.
 func (r *Receiver) end(one *run, p *post) {
-	r.mu.Lock()
-	delete(r.runs, one.id)
-	r.remember(one.id)
-	r.mu.Unlock()
 	x := engines.Exit{At: r.cfg.Now().UTC()}
 	if at := p.at(); !at.IsZero() {
 		x.At = at
@@ -255,6 +263,11 @@ func (r *Receiver) end(one *run, p *post) {
 	if ending.Reason != "" {
 		logs = ending.Reason + "\n" + ending.Logs
 	}
+	// Close waits for what runs and for the open runs: this one is never neither.
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.runs, one.id)
+	r.remember(one.id)
 	r.running.Go(func() {
 		report := one.reporter.Finish(r.hurry, ending.Status, logs)
 		one.release()
@@ -387,18 +400,46 @@ func short(s string) string {
 	return s
 }
 
-// accounted is a Publisher that frees the room of what it has delivered.
+// accountant is the Teller of a run. It notes which job a post is about, before
+// the Reporter can send it.
+type accountant struct {
+	engines.Teller
+	run *run
+}
+
+func (a accountant) Job(news workflow.JobReport) {
+	a.run.owe(news.ID)
+	a.Teller.Job(news)
+}
+
+func (a accountant) Log(text string) {
+	a.run.owe("")
+	a.Teller.Log(text)
+}
+
+func (a accountant) EngineSpecific(doc func() json.RawMessage) {
+	a.run.owe("")
+	a.Teller.EngineSpecific(doc)
+}
+
+// accounted is a Publisher that frees the room of what it has delivered: of the
+// posts that a message tells of, and none that came since it was made.
 type accounted struct {
 	engines.Publisher
 	run *run
 }
 
 func (a accounted) Status(ctx context.Context, m *workflow.StatusMessage) error {
+	told := a.run.told(m.Jobs)
 	err := a.Publisher.Status(ctx, m)
-	// A message that is not full has said all there was.
-	if (err == nil || errors.Is(err, engines.ErrSpooled)) && len(m.Jobs) < 100 {
-		a.run.release()
-	}
+	a.run.delivered(told, err)
+	return err
+}
+
+func (a accounted) Submission(ctx context.Context, s *workflow.Submission) error {
+	told := a.run.told(nil)
+	err := a.Publisher.Submission(ctx, s)
+	a.run.delivered(told, err)
 	return err
 }
 
@@ -408,9 +449,65 @@ func (a accounted) Spools() bool {
 	return ok && s.Spools()
 }
 
+// owe has the post that is being applied held until a message with the job is
+// delivered, unless something else of it was told before.
+func (o *run) owe(job string) {
+	if o.untold == 0 {
+		return
+	}
+	o.receiver.mu.Lock()
+	defer o.receiver.mu.Unlock()
+	o.owed[job] += o.untold
+	o.untold = 0
+}
+
+// unowed frees a post that has been applied and of which there is nothing to tell.
+func (o *run) unowed() {
+	o.receiver.mu.Lock()
+	defer o.receiver.mu.Unlock()
+	o.free(o.untold)
+	o.untold = 0
+}
+
+// told returns how much is owed for the jobs of a message and for the run itself.
+func (o *run) told(jobs []workflow.JobReport) map[string]int {
+	o.receiver.mu.Lock()
+	defer o.receiver.mu.Unlock()
+	told := map[string]int{"": o.owed[""]}
+	for i := range jobs {
+		if n := o.owed[jobs[i].ID]; n > 0 {
+			told[jobs[i].ID] = n
+		}
+	}
+	return told
+}
+
+// delivered frees what a message told of, if err says that it is safe.
+func (o *run) delivered(told map[string]int, err error) {
+	if err != nil && !errors.Is(err, engines.ErrSpooled) {
+		return
+	}
+	o.receiver.mu.Lock()
+	defer o.receiver.mu.Unlock()
+	for job, n := range told {
+		n = min(n, o.owed[job]) // nothing, if a publisher was too late for the end of the run
+		if o.owed[job] -= n; o.owed[job] == 0 {
+			delete(o.owed, job)
+		}
+		o.free(n)
+	}
+}
+
+// release frees all that is held of a run that is over.
 func (o *run) release() {
 	o.receiver.mu.Lock()
 	defer o.receiver.mu.Unlock()
-	o.receiver.held -= o.held
-	o.held = 0
+	o.free(o.held)
+	clear(o.owed)
+}
+
+// free makes room for n bytes. The caller holds the receiver's mutex.
+func (o *run) free(n int) {
+	o.held -= n
+	o.receiver.held -= n
 }

@@ -1,7 +1,9 @@
 package nextflow
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +21,7 @@ import (
 
 	"waymark/engines"
 	"waymark/engines/enginetest"
+	"waymark/internal/servicetest"
 	"waymark/workflow"
 )
 
@@ -108,6 +111,24 @@ func body(name, rest string) string {
 }
 
 func idOf(name string) uuid.UUID { return WorkflowID("0b9d9d2e-5a57-4f0b-9f0c-0f4c8a6f9a11", name) }
+
+// nothingHeld waits until all that was taken is at the broker.
+func nothingHeld(t *testing.T, r *Receiver) {
+	t.Helper()
+	servicetest.Eventually(t, time.Minute, "nothing is held", func() error {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.held > 0 {
+			return fmt.Errorf("%d bytes are held", r.held)
+		}
+		for id, one := range r.runs {
+			if one.held != 0 || len(one.owed) > 0 {
+				return fmt.Errorf("%d bytes of run %s are held, by job %v", one.held, id, one.owed)
+			}
+		}
+		return nil
+	})
+}
 
 // Nextflow posts without any wrapper.
 func TestReceiver(t *testing.T) {
@@ -276,13 +297,140 @@ func TestReceiverWithoutBroker(t *testing.T) {
 	if v.Counts().Total != taken {
 		t.Errorf("the total is %d, wanted %d", v.Counts().Total, taken)
 	}
-	all.of(idOf("a")).Until(t, "accepted again", func(enginetest.View) bool {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		return r.held == 0
-	})
+	nothingHeld(t, r)
 	if status := send(t, url, body("a", `"event": "started"`)); status != http.StatusNoContent {
 		t.Errorf("with the broker back a post is answered with %d", status)
+	}
+}
+
+// gate lets the messages of one run through one by one.
+type gate struct {
+	*enginetest.Run
+	entered chan *workflow.StatusMessage
+	pass    chan struct{}
+}
+
+func (g *gate) Status(ctx context.Context, m *workflow.StatusMessage) error {
+	select {
+	case g.entered <- m:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case <-g.pass:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return g.Run.Status(ctx, m)
+}
+
+// What is held is exactly what was posted and is not at the broker: a full
+// message frees what it brings, and none what came while it was on its way.
+func TestReceiverCountsWhatIsHeld(t *testing.T) {
+	t.Parallel()
+	line := &gate{enginetest.NewRun(idOf("a")), make(chan *workflow.StatusMessage), make(chan struct{})}
+	r, url := receive(t, ReceiverConfig{Publisher: func(uuid.UUID) (engines.Publisher, error) { return line, nil }})
+	sizes, held, underWay := make(map[string]int), 0, 0
+	post := func(name, rest string) {
+		t.Helper()
+		p := body("a", rest)
+		var line bytes.Buffer
+		if err := json.Compact(&line, []byte(p)); err != nil {
+			t.Fatal(err)
+		}
+		if status := send(t, url, p); status != http.StatusNoContent {
+			t.Fatalf("a post about %s is answered with %d", name, status)
+		}
+		sizes[name] += line.Len()
+		held += line.Len()
+	}
+	submitted := func(i int, script string) {
+		t.Helper()
+		name := fmt.Sprintf("t%d", i)
+		post(name, fmt.Sprintf(`"event": "process_submitted", "trace": {"task_id": %d, "name": %q, "script": %q}`, i+1, name, script))
+	}
+	// on waits for the next message and checks what is held until it is through,
+	// which is without the posts about its jobs that came before.
+	on := func(when string) *workflow.StatusMessage {
+		t.Helper()
+		select {
+		case m := <-line.entered:
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			if r.held != held {
+				t.Errorf("%s %d bytes are held, wanted %d", when, r.held, held)
+			}
+			for _, j := range m.Jobs {
+				underWay += sizes[j.Name]
+				sizes[j.Name] = 0
+			}
+			return m
+		case <-time.After(time.Minute):
+			t.Fatalf("%s nothing is published within a minute", when)
+			return nil
+		}
+	}
+	through := func() {
+		held, underWay = held-underWay, 0
+		line.pass <- struct{}{}
+	}
+
+	submitted(0, "the first")
+	on("with the first message under way")
+	// More than one message holds, by its jobs and by its text, while it is.
+	const jobs = 1500
+	for i := 1; i <= jobs; i++ {
+		script := "short"
+		if i > jobs-100 {
+			script = strings.Repeat("x", maxScript)
+		}
+		submitted(i, script)
+	}
+	through()
+	messages := 0
+	for told := 0; told < jobs; messages++ {
+		m := on("with a full message under way")
+		told += len(m.Jobs)
+		through()
+	}
+	submitted(0, "again")
+	on("with a job told again under way")
+	// Of a post with nothing to tell nothing is held.
+	if status := send(t, url, body("a", `"event": "process_completed"`)); status != http.StatusNoContent {
+		t.Errorf("a post without a task is answered with %d", status)
+	}
+	submitted(0, "and again")
+	through()
+	on("with what was told meanwhile under way")
+	through()
+	nothingHeld(t, r)
+}
+
+// Nothing that was answered with success is untold when Close returns.
+func TestReceiverCloseWaitsForEnds(t *testing.T) {
+	t.Parallel()
+	for round := range 30 {
+		all := &consumers{}
+		r, url := receive(t, ReceiverConfig{Publisher: all.publisher})
+		const runs = 8
+		taken := make([]bool, runs)
+		var group sync.WaitGroup
+		for i := range runs {
+			group.Go(func() {
+				taken[i] = send(t, url, body(fmt.Sprint("run", i), `"event": "completed", "metadata": {"workflow": {"success": true}}`)) == http.StatusNoContent
+			})
+		}
+		all.of(idOf("run0")).Until(t, "begun", func(v enginetest.View) bool { return true })
+		err := r.Close(t.Context())
+		group.Wait()
+		if err != nil {
+			t.Fatalf("closing: %v", err)
+		}
+		for i := range runs {
+			if v := all.of(idOf(fmt.Sprint("run", i))).View(); taken[i] && v.Ends != 1 {
+				t.Fatalf("round %d: Close returned while the end of run %d was not told: %d ends", round, i, v.Ends)
+			}
+		}
 	}
 }
 
