@@ -6,9 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
+	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/google/uuid"
@@ -24,8 +29,10 @@ const (
 	maxSnapshotJobs = 50_000  // job ids of the terminal message; beyond, the deltas have said it all
 	maxJobLog       = 2 * TailSize
 	maxRunLog       = 4 * TailSize
-	maxPendingText  = 16 << 20 // bytes of logs that wait for the broker
+	maxPendingText  = 16 << 20 // bytes of text about jobs that wait for the broker
 	maxCommand      = TailSize // characters of a command, and of diagnostics
+	maxResult       = 1 << 20  // bytes of the result of a job
+	maxResultDepth  = 60       // of its objects and arrays: readers allow 64, the message's own included
 	// specificPause is for each byte of engine_specific: a graph of thousands
 	// of jobs that grows with each of them would be most of the traffic.
 	specificPause = time.Second / (64 << 10)
@@ -36,9 +43,13 @@ const (
 // could be lost with this process.
 const spoolPatience = time.Second
 
+// quietWait is how long Finish waits for the broker before it says that it does.
+const quietWait = 2 * time.Second
+
 // Config says what a Reporter reports, and how.
 type Config struct {
-	// Attempt counts explicit restarts of the run. Default 1.
+	// Attempt counts explicit restarts of the run. Default 1, at most
+	// [workflow.MaxAttempt].
 	Attempt int
 	// Engine names the engine, such as "serial". Required.
 	Engine string
@@ -49,7 +60,8 @@ type Config struct {
 	// messages; what happens in between travels together. A failed job does
 	// not wait for it. Default 100 ms; negative means none.
 	Interval time.Duration
-	// Logger hears of trouble with the broker, each kind once. Default: none.
+	// Logger hears of trouble with the broker, and of what is refused, each
+	// kind once, and of an end that has to wait. Default: none.
 	Logger *slog.Logger
 	// Publisher takes the messages. Default: none, and nothing is reported.
 	Publisher Publisher
@@ -75,7 +87,8 @@ type Report struct {
 	// a later change of the same job overtook them on the way. Nothing is lost by it.
 	Coalesced int
 	// Dropped counts pieces of detail (logs, details of jobs) that were left
-	// out for want of memory, or of time at the end.
+	// out for want of memory, or of time at the end, or because no message may
+	// hold them.
 	Dropped int
 	// Terminal is the message that says how the run ended, if it is among the
 	// unsent: nobody knows the end of this run unless it is published later.
@@ -117,7 +130,11 @@ type Reporter struct {
 	jobs       map[string]*job
 	order      []*job // all jobs, in the order in which they were heard of
 	pending    []*job // those with something unsent, oldest first
-	text       int    // bytes of logs in pending
+	text       int    // bytes of text in pending, see weight
+	most       int    // jobs in the next message
+	suspects   int    // of the oldest pending jobs, one of which was refused
+	parts      parts  // what the next message may carry
+	apart      bool   // the end was refused with details: it goes without
 	urgent     bool
 	final      *ending
 	report     Report
@@ -133,6 +150,16 @@ type news struct {
 	logs     string
 	at       time.Time // of the latest thing to be told
 }
+
+// parts says what a message may carry. After one was refused, news of the run
+// and of its jobs go apart until it is known which of them nobody takes.
+type parts int
+
+const (
+	all parts = iota
+	onlyNews
+	onlyJobs
+)
 
 // job is what a Reporter remembers of a job: enough for the last snapshot.
 type job struct {
@@ -160,7 +187,7 @@ func NewReporter(ctx context.Context, cfg Config) *Reporter {
 	if cfg.Engine == "" || cfg.WorkflowID == uuid.Nil {
 		panic("engines: a Reporter needs an engine and a workflow id")
 	}
-	cfg.Attempt = max(cfg.Attempt, 1)
+	cfg.Attempt = min(max(cfg.Attempt, 1), workflow.MaxAttempt)
 	if cfg.FinalTimeout <= 0 {
 		cfg.FinalTimeout = 30 * time.Second
 	}
@@ -172,6 +199,7 @@ func NewReporter(ctx context.Context, cfg Config) *Reporter {
 	}
 	r := &Reporter{
 		total:     -1,
+		most:      maxMessageJobs,
 		cfg:       cfg,
 		wake:      make(chan struct{}, 1),
 		finishing: make(chan struct{}),
@@ -189,7 +217,8 @@ func NewReporter(ctx context.Context, cfg Config) *Reporter {
 
 // Submit registers the run. It is published before everything else; s must
 // not change afterwards. A zero EventTime becomes the present, a zero Attempt
-// the run's.
+// the run's. One that is refused ([ErrInvalid]) is left out, and stays among the
+// unsent.
 func (r *Reporter) Submit(s *workflow.Submission) {
 	r.change(false, func(at time.Time) {
 		submission := *s
@@ -213,9 +242,10 @@ func (r *Reporter) Begin() {
 	})
 }
 
-// Total announces how many jobs the run has, or has by now. Say nothing while
-// it is not known.
+// Total announces how many jobs the run has, or has by now, at most
+// [workflow.MaxTotal]. Say nothing while it is not known.
 func (r *Reporter) Total(n int) {
+	n = min(n, workflow.MaxTotal)
 	r.change(false, func(at time.Time) {
 		if n != r.total {
 			r.total = n
@@ -227,7 +257,8 @@ func (r *Reporter) Total(n int) {
 // EngineSpecific publishes a JSON document for people who know the engine, by
 // convention an object whose "dag" has the keys "edges" and "nodes". It
 // replaces an earlier one. doc is called when a message is made of it, perhaps
-// by another goroutine and with the Reporter locked. A large document is not
+// by another goroutine and with the Reporter locked. One that is refused
+// ([ErrInvalid]) is left out. A large document is not
 // sent with every message, but each 64 KiB of it cost a second's pause; the
 // terminal message has the latest in any case.
 func (r *Reporter) EngineSpecific(doc func() json.RawMessage) {
@@ -274,16 +305,33 @@ func (r *Reporter) Log(text string) {
 // a job an end stands: later calls may only add details to it. Report a failed
 // job only when the engine will not try it again. What is longer than messages
 // may hold is cut: names at 1024 characters, paths at 4096, commands and
-// diagnostics at 64 Ki.
+// diagnostics at 64 Ki; attempts and exit codes become the nearest that a message
+// may hold. A Result is left out if it is not JSON, larger than 1 MiB, or nested
+// more than 60 deep, as are times that are not in the years 1 to 9999.
 func (r *Reporter) Job(news workflow.JobReport) {
 	news.Name, news.Path = fit(news.Name, workflow.MaxJobName), fit(news.Path, workflow.MaxJobPath)
 	news.Command, news.Diagnostics = fit(news.Command, maxCommand), fit(news.Diagnostics, maxCommand)
 	news.Logs = Text(news.Logs)
-	if len(news.ID) > workflow.MaxJobID { // which nobody could take, cut or whole
+	if !validJobID(news.ID) { // which nobody could take, cut or whole
 		news.ID = JobID(r.cfg.WorkflowID, r.cfg.Engine, news.ID)
 	}
-	news.Attempt = max(news.Attempt, 1)
+	news.Attempt = min(max(news.Attempt, 1), workflow.MaxAttempt)
+	if news.ExitCode != nil {
+		news.ExitCode = new(min(max(*news.ExitCode, math.MinInt32), math.MaxInt32))
+	}
+	dropped := 0
+	if news.Result != nil && !validResult(news.Result) {
+		news.Result = nil
+		dropped++
+	}
+	for _, at := range [...]*time.Time{&news.StartedAt, &news.FinishedAt} {
+		if year := at.UTC().Year(); year < 1 || year > 9999 {
+			*at = time.Time{}
+			dropped++
+		}
+	}
 	r.change(news.Status == workflow.JobFailed, func(at time.Time) {
+		r.report.Dropped += dropped
 		j, known := r.jobs[news.ID]
 		if !known {
 			j = &job{id: news.ID}
@@ -305,28 +353,83 @@ func (r *Reporter) Job(news workflow.JobReport) {
 		} else {
 			r.report.Coalesced++
 		}
-		r.text -= len(j.unsent.Logs)
-		*j.unsent = join(*j.unsent, news)
-		r.text += len(j.unsent.Logs)
+		r.join(j, *j.unsent, news)
 		r.news.at = at
 		r.shed()
 	})
 }
 
-// shed drops the oldest logs that wait, until those left are within bounds.
+// validJobID reports whether messages may name a job so.
+func validJobID(id string) bool {
+	return id != "" && len(id) <= workflow.MaxJobID && utf8.ValidString(id) && !strings.ContainsFunc(id, unicode.IsControl)
+}
+
+// validResult reports whether a job may give back doc.
+func validResult(doc json.RawMessage) bool {
+	return len(doc) <= maxResult && json.Valid(doc) && depth(doc) <= maxResultDepth
+}
+
+// depth is how deep the objects and arrays of valid JSON are nested.
+func depth(doc json.RawMessage) (deepest int) {
+	for i, now := 0, 0; i < len(doc); i++ {
+		switch doc[i] {
+		case '{', '[':
+			now++
+			deepest = max(deepest, now)
+		case '}', ']':
+			now--
+		case '"':
+			for i++; doc[i] != '"'; i++ {
+				if doc[i] == '\\' {
+					i++
+				}
+			}
+		}
+	}
+	return deepest
+}
+
+// join makes what is unsent of j of older and newer news. The caller holds r.mu.
+func (r *Reporter) join(j *job, older, newer workflow.JobReport) {
+	joined, cut := join(older, newer)
+	if cut {
+		r.report.Dropped++
+	}
+	r.text += weight(&joined) - weight(j.unsent)
+	*j.unsent = joined
+}
+
+// weight is the bytes of text that a report holds.
+func weight(u *workflow.JobReport) int {
+	return len(u.Name) + len(u.Path) + len(u.Command) + len(u.Logs) + len(u.Diagnostics) + len(u.Result)
+}
+
+// shed drops text about jobs that waits, until what is left is within bounds:
+// logs first, which are most of it, and names last, each the oldest first.
 func (r *Reporter) shed() {
 	if r.text <= maxPendingText {
 		return
 	}
-	for _, j := range r.pending {
-		if j.unsent.Logs == "" {
-			continue
-		}
-		r.text -= len(j.unsent.Logs)
-		j.unsent.Logs = ""
-		r.report.Dropped++
-		if r.text <= maxPendingText/2 { // make room at once, not for each job anew
-			return
+	for _, empty := range [...]func(*workflow.JobReport){
+		func(u *workflow.JobReport) { u.Logs = "" },
+		func(u *workflow.JobReport) { u.Result = nil },
+		func(u *workflow.JobReport) { u.Command = "" },
+		func(u *workflow.JobReport) { u.Diagnostics = "" },
+		func(u *workflow.JobReport) { u.Path = "" },
+		func(u *workflow.JobReport) { u.Name = "" },
+	} {
+		for _, j := range r.pending {
+			before := weight(j.unsent)
+			empty(j.unsent)
+			freed := before - weight(j.unsent)
+			if freed == 0 {
+				continue
+			}
+			r.text -= freed
+			r.report.Dropped++
+			if r.text <= maxPendingText/2 { // make room at once, not for each job anew
+				return
+			}
 		}
 	}
 }
@@ -366,7 +469,8 @@ func (r *Reporter) now() time.Time {
 // Finish says how the run ended, a terminal status, with text for its log, and
 // waits until the broker has it, FinalTimeout is over or ctx ends. The report
 // says which. Half of the time is for what else is unsent; then that is left
-// behind, so that the end is told even if nothing else can be. A [Spooler] has
+// behind, so that the end is told even if nothing else can be. What is refused
+// ([ErrInvalid]) is left behind at once. A [Spooler] has
 // all that is unsent after a second at the latest, and then the end.
 //
 // Finish returns in time even if the publisher never does; its goroutine then
@@ -376,7 +480,7 @@ func (r *Reporter) Finish(ctx context.Context, status workflow.Status, logs stri
 	if r.spools() {
 		patience = min(patience, spoolPatience)
 	}
-	return r.finish(ctx, &ending{status: status, logs: Text(logs)}, patience)
+	return r.finish(ctx, &ending{status: status, logs: shorten(Text(logs), maxRunLog)}, patience)
 }
 
 // Leave ends the Reporter and leaves the run as it is: whoever goes on telling
@@ -404,6 +508,7 @@ func (r *Reporter) finish(ctx context.Context, final *ending, patience time.Dura
 	}
 	r.mu.Unlock()
 
+	r.await(deadline)
 	select {
 	case <-r.done:
 	case <-deadline.Done():
@@ -426,13 +531,37 @@ func (r *Reporter) finish(ctx context.Context, final *ending, patience time.Dura
 	case <-r.done:
 	default: // the publisher hangs, and so the end was not even tried
 		if report.Terminal == nil && !r.final.left {
-			report.Terminal, _ = r.terminal(true)
+			report.Terminal, _, _ = r.terminal(true)
 			report.Published++
 			report.Unsent++
 		}
 		report.Err = fmt.Errorf("the publisher did not return in %v", r.cfg.FinalTimeout)
 	}
 	return report
+}
+
+// await waits until all is told or deadline ends, and says so if that takes long:
+// people see that the engine has ended, and wonder.
+func (r *Reporter) await(deadline context.Context) {
+	quiet := time.NewTimer(quietWait)
+	defer quiet.Stop()
+	select {
+	case <-r.done:
+		return
+	case <-deadline.Done():
+		return
+	case <-quiet.C:
+	}
+	ends, _ := deadline.Deadline() // it has one: FinalTimeout
+	attrs := []any{"workflow", r.cfg.WorkflowID, "engine", r.cfg.Engine, "at_most", time.Until(ends).Round(time.Second)}
+	if r.spools() {
+		attrs = append(attrs, "then", "what is not confirmed is kept on disk")
+	}
+	r.cfg.Logger.Warn("waiting for the broker to confirm the end of the run", attrs...)
+	select {
+	case <-r.done:
+	case <-deadline.Done():
+	}
 }
 
 // run is the goroutine that publishes.
@@ -530,6 +659,26 @@ func (r *Reporter) rest(d time.Duration) bool {
 // runEnd publishes what is left, then the end, then a submission that the
 // broker would not take before.
 func (r *Reporter) runEnd() {
+	r.runDetails()
+	if r.final.left {
+		return
+	}
+	r.sendEnd()
+
+	retry := newBackOff()
+	for r.final.deadline.Err() == nil {
+		r.mu.Lock()
+		submission := r.submission
+		r.mu.Unlock()
+		if submission == nil || r.sendSubmission(r.final.deadline, submission) == nil {
+			return
+		}
+		pause(r.final.deadline, retry.NextBackOff())
+	}
+}
+
+// runDetails publishes what need not, or cannot, travel with the end.
+func (r *Reporter) runDetails() {
 	retry := newBackOff()
 	for more := true; more && (r.final.left || !r.fitsTerminal()); {
 		// A publisher that spools keeps what comes late, if it can.
@@ -545,37 +694,48 @@ func (r *Reporter) runEnd() {
 			pause(r.final.details, retry.NextBackOff())
 		}
 	}
+}
 
-	if r.final.left {
-		return
-	}
-	retry.Reset()
-	message, carried := r.takeTerminal()
-	for {
+// sendEnd publishes the end. If it is refused it is tried with less, at last
+// with nothing that could be refused.
+func (r *Reporter) sendEnd() {
+	retry := newBackOff()
+	message, batch, carried := r.takeTerminal()
+	for plain := false; ; {
 		err := r.cfg.Publisher.Status(r.final.deadline, message)
 		if r.settled(err) {
 			r.mu.Lock()
 			r.report.Terminal = nil
 			r.mu.Unlock()
-			break
+			return
+		}
+		invalid, late := errors.Is(err, ErrInvalid), r.final.details.Err() != nil
+		switch {
+		case invalid && plain:
+			r.leftOut("the end of the run", err)
+			return
+		case invalid && carried > 0 && !late:
+			// Most of the details are good: they go before the end.
+			r.detach(message, batch)
+			r.runDetails()
+			message, batch, carried = r.takeTerminal()
+			continue
+		case invalid && carried > 0:
+			r.leftOut("the last details", err)
+			message, carried = r.bareTerminal(carried), 0
+			continue
+		case invalid:
+			r.leftOut("how the jobs ended", err)
+			message, plain = r.plainTerminal(), true
+			continue
 		}
 		r.failed(err)
 		if r.final.deadline.Err() != nil {
-			break
-		}
-		// If it is the details that are refused, the end must not fail with them.
-		if carried > 0 && r.final.details.Err() != nil {
-			message, carried = r.bareTerminal(carried)
-		}
-		pause(r.final.deadline, retry.NextBackOff())
-	}
-
-	r.mu.Lock()
-	submission := r.submission
-	r.mu.Unlock()
-	for submission != nil && r.final.deadline.Err() == nil {
-		if err := r.sendSubmission(r.final.deadline, submission); err == nil {
 			return
+		}
+		// If it is the details that cannot be sent, the end must not fail with them.
+		if carried > 0 && late {
+			message, carried = r.bareTerminal(carried), 0
 		}
 		pause(r.final.deadline, retry.NextBackOff())
 	}
@@ -613,12 +773,94 @@ func (r *Reporter) sendNext(ctx context.Context) (more bool, err error) {
 		return false, nil
 	}
 	r.last = time.Now()
-	if err := r.cfg.Publisher.Status(ctx, message); !r.settled(err) {
-		r.restore(message, batch)
-		r.failed(err)
-		return true, err
+	err = r.cfg.Publisher.Status(ctx, message)
+	switch {
+	case r.settled(err):
+		r.accepted(len(batch))
+		return true, nil
+	case errors.Is(err, ErrInvalid):
+		r.refused(message, batch, err)
+		return true, nil
 	}
-	return true, nil
+	r.mu.Lock()
+	r.restore(message, batch)
+	r.mu.Unlock()
+	r.failed(err)
+	return true, err
+}
+
+// accepted has the next message carry more again, unless one of the suspects is
+// among the jobs that it would carry.
+func (r *Reporter) accepted(jobs int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.parts == onlyNews {
+		r.parts = onlyJobs
+		return
+	}
+	if r.suspects -= jobs; r.suspects > 0 {
+		r.most = (r.suspects + 1) / 2
+		return
+	}
+	r.suspects, r.most = 0, min(2*r.most, maxMessageJobs)
+	if len(r.pending) == 0 || r.most == maxMessageJobs {
+		r.parts, r.most = all, maxMessageJobs
+	}
+}
+
+// refused puts back what a message held that nobody takes, and has the next one
+// carry less of it, until it is known what is wrong, which is left out.
+func (r *Reporter) refused(m *workflow.StatusMessage, batch []*workflow.JobReport, err error) {
+	out := "" // what is left out
+	r.mu.Lock()
+	p := &m.Progress
+	switch {
+	case len(batch) > 0 && carriesNews(m):
+		r.parts = onlyNews
+	case len(batch) > 1:
+		r.parts, r.most, r.suspects = onlyJobs, len(batch)/2, len(batch)
+	case len(batch) == 1:
+		r.parts, r.most, r.suspects = onlyJobs, 1, 0
+		bare := workflow.JobReport{ID: batch[0].ID, Status: batch[0].Status, Attempt: batch[0].Attempt, Cached: batch[0].Cached}
+		out = "details of job " + bare.ID
+		if reflect.DeepEqual(*batch[0], bare) {
+			batch, out = nil, "job "+bare.ID
+		} else {
+			*batch[0] = bare
+		}
+	case p.EngineSpecific != nil:
+		p.EngineSpecific, out = nil, "engine_specific"
+	case m.Logs != "":
+		m.Logs, out = "", "log of the run"
+	case p.Total != nil:
+		p.Total, out = nil, "number of jobs"
+	default: // not even that the run began can be told, which must not hold up the rest
+		r.announced = true
+		out = "beginning of the run"
+	}
+	if out != "" {
+		r.report.Dropped++
+	}
+	if len(batch) > 0 || carriesNews(m) || !r.announced {
+		r.restore(m, batch)
+	}
+	switch {
+	case r.parts == onlyNews && !r.news.any:
+		r.parts = onlyJobs
+	case len(r.pending) == 0 && !r.news.any && r.again:
+		r.again = false // nothing takes its place
+		r.report.Published--
+	}
+	r.urgent = true // the good must not wait for each step
+	r.mu.Unlock()
+	if out != "" {
+		r.leftOut(out, err)
+	}
+}
+
+// carriesNews reports whether m holds more of the run than its status.
+func carriesNews(m *workflow.StatusMessage) bool {
+	return m.Logs != "" || m.Progress.Total != nil || m.Progress.EngineSpecific != nil
 }
 
 func (r *Reporter) sendSubmission(ctx context.Context, s *workflow.Submission) error {
@@ -631,12 +873,17 @@ func (r *Reporter) sendSubmission(ctx context.Context, s *workflow.Submission) e
 	err := r.cfg.Publisher.Submission(ctx, s)
 	r.mu.Lock()
 	safe := r.count(err)
-	if safe {
+	invalid := errors.Is(err, ErrInvalid)
+	if safe || invalid {
 		r.submission = nil
 	}
 	r.mu.Unlock()
-	if safe {
+	switch {
+	case safe:
 		return nil
+	case invalid:
+		r.leftOut("the submission", err)
+		return nil // the statuses need not wait for it
 	}
 	r.failed(err)
 	return err
@@ -675,13 +922,21 @@ func (r *Reporter) spools() bool {
 }
 
 // failed remembers err, and logs each kind of it once.
-func (r *Reporter) failed(err error) {
+func (r *Reporter) failed(err error) { r.warn("reporting the run has to wait", err) }
+
+// leftOut remembers err, because of which something is not told, and logs each
+// kind of it once.
+func (r *Reporter) leftOut(what string, err error) {
+	r.warn("a detail of the run is left out", err, "what", what)
+}
+
+func (r *Reporter) warn(text string, err error, more ...any) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.report.Err = err
-	if text := err.Error(); !r.logged[text] && len(r.logged) < 100 {
-		r.logged[text] = true
-		r.cfg.Logger.Warn("reporting the run has to wait", "workflow", r.cfg.WorkflowID, "engine", r.cfg.Engine, "err", err)
+	if key := err.Error(); !r.logged[key] && len(r.logged) < 100 {
+		r.logged[key] = true
+		r.cfg.Logger.Warn(text, append([]any{"workflow", r.cfg.WorkflowID, "engine", r.cfg.Engine, "err", err}, more...)...)
 	}
 }
 
@@ -689,12 +944,17 @@ func (r *Reporter) failed(err error) {
 func (r *Reporter) take() (m *workflow.StatusMessage, batch []*workflow.JobReport, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.began || (!r.news.any && len(r.pending) == 0) {
+	switch {
+	case !r.began || (!r.news.any && len(r.pending) == 0):
 		return nil, nil, false
+	case r.parts == onlyNews && !r.news.any:
+		r.parts = onlyJobs
+	case r.parts == onlyJobs && len(r.pending) == 0:
+		r.parts, r.most, r.suspects = all, maxMessageJobs, 0
 	}
 	m = r.message(workflow.StatusRunning, r.news.at)
 	batch = r.takeNews(m)
-	r.urgent = r.urgent && len(r.pending) > 0
+	r.urgent = r.urgent && (len(r.pending) > 0 || r.parts != all)
 	if !r.again {
 		r.report.Published++
 		r.again = true // until it is confirmed
@@ -715,6 +975,17 @@ func (r *Reporter) message(status workflow.Status, at time.Time) *workflow.Statu
 
 // takeNews moves the oldest news into m: ids by state, and details.
 func (r *Reporter) takeNews(m *workflow.StatusMessage) []*workflow.JobReport {
+	if r.parts != onlyJobs {
+		r.takeRunNews(m)
+	}
+	if r.parts != onlyNews {
+		return r.takeJobs(m)
+	}
+	return nil
+}
+
+// takeRunNews moves what is unsent about the run itself into m.
+func (r *Reporter) takeRunNews(m *workflow.StatusMessage) {
 	if r.news.total {
 		m.Progress.Total = workflow.Count(r.total)
 	}
@@ -725,14 +996,17 @@ func (r *Reporter) takeNews(m *workflow.StatusMessage) []*workflow.JobReport {
 	}
 	m.Logs = r.news.logs
 	r.news = news{at: r.news.at, specific: held}
+}
 
-	n := fitting(r.pending)
+// takeJobs moves what is unsent about the oldest pending jobs into m.
+func (r *Reporter) takeJobs(m *workflow.StatusMessage) []*workflow.JobReport {
+	n := min(fitting(r.pending), r.most)
 	batch := make([]*workflow.JobReport, n)
 	ids := make(map[workflow.JobStatus][]string)
 	var cached []string
 	for i, j := range r.pending[:n] {
 		batch[i], j.unsent = j.unsent, nil
-		r.text -= len(batch[i].Logs)
+		r.text -= weight(batch[i])
 		ids[batch[i].Status] = append(ids[batch[i].Status], j.id)
 		if batch[i].Cached {
 			cached = append(cached, j.id)
@@ -750,8 +1024,7 @@ func (r *Reporter) takeNews(m *workflow.StatusMessage) []*workflow.JobReport {
 // fitting is how many of the pending jobs fit into one message: at least one.
 func fitting(pending []*job) (n int) {
 	for text := 0; n < min(len(pending), maxMessageJobs); n++ {
-		u := pending[n].unsent
-		text += len(u.Name) + len(u.Path) + len(u.Command) + len(u.Logs) + len(u.Diagnostics) + len(u.Result)
+		text += weight(pending[n].unsent)
 		if n > 0 && text > maxMessageText {
 			break
 		}
@@ -767,11 +1040,13 @@ func section(ids []string) *workflow.Section {
 	return workflow.JobIDs(ids...)
 }
 
-// restore puts back what take took, below what has happened since.
+// restore puts back what take took, below what has happened since. The caller
+// holds r.mu.
 func (r *Reporter) restore(m *workflow.StatusMessage, batch []*workflow.JobReport) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.news.any = true
+	r.news.any = r.news.any || len(batch) == 0 || carriesNews(m)
+	if m.Progress.EngineSpecific != nil {
+		r.heavy = time.Time{} // it was not sent, so it costs no pause
+	}
 	r.news.total = r.news.total || m.Progress.Total != nil
 	r.news.specific = r.news.specific || m.Progress.EngineSpecific != nil
 	logs := m.Logs + r.news.logs
@@ -787,13 +1062,11 @@ func (r *Reporter) restore(m *workflow.StatusMessage, batch []*workflow.JobRepor
 		if j.unsent == nil {
 			j.unsent = taken
 			front = append(front, j)
-			r.text += len(taken.Logs)
+			r.text += weight(taken)
 			continue
 		}
 		r.report.Coalesced++
-		r.text -= len(j.unsent.Logs)
-		*j.unsent = join(*taken, *j.unsent)
-		r.text += len(j.unsent.Logs)
+		r.join(j, *taken, *j.unsent)
 	}
 	r.pending = append(front, r.pending...)
 	r.shed()
@@ -806,51 +1079,89 @@ func (r *Reporter) fitsTerminal() bool {
 	if r.submission != nil || !r.announced && r.began || len(r.pending) > maxMessageJobs {
 		return false
 	}
+	if r.apart || r.parts != all {
+		return len(r.pending) == 0 && !r.news.any
+	}
 	return fitting(r.pending) == len(r.pending)
 }
 
 // takeTerminal makes the terminal message of all that is left, and says how
-// many pieces of detail it carries.
-func (r *Reporter) takeTerminal() (*workflow.StatusMessage, int) {
+// many pieces of detail it carries, those of jobs in batch. What is suspected
+// to be refused is left behind.
+func (r *Reporter) takeTerminal() (m *workflow.StatusMessage, batch []*workflow.JobReport, carried int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	m, carried := r.terminal(false)
+	bare := r.apart || r.parts != all
+	m, batch, carried = r.terminal(bare)
 	r.report.Dropped += len(r.pending)
+	if bare && (r.news.logs != "" || r.news.specific) {
+		r.report.Dropped++
+	}
 	r.pending, r.text = nil, 0
 	if !r.again {
 		r.report.Published++
 	}
 	r.again = true
 	r.report.Terminal = m
-	return m, carried
+	return m, batch, carried
+}
+
+// detach puts back the details of a terminal message that was refused, to go
+// before it.
+func (r *Reporter) detach(m *workflow.StatusMessage, batch []*workflow.JobReport) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m.Logs = strings.TrimSuffix(m.Logs, r.final.logs)
+	m.Progress.Total = nil // the end says it anyway
+	r.apart, r.parts = true, onlyNews
+	r.report.Terminal = nil
+	r.restore(m, batch)
 }
 
 // bareTerminal makes the terminal message without the details, which carried
 // counts.
-func (r *Reporter) bareTerminal(carried int) (*workflow.StatusMessage, int) {
+func (r *Reporter) bareTerminal(carried int) *workflow.StatusMessage {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	m, _ := r.terminal(true)
+	m, _, _ := r.terminal(true)
 	r.report.Dropped += carried
 	r.report.Terminal = m
-	return m, 0
+	return m
+}
+
+// plainTerminal makes the terminal message without the jobs.
+func (r *Reporter) plainTerminal() *workflow.StatusMessage {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m := r.message(r.final.status, r.final.at)
+	m.Logs = r.final.logs
+	m.Progress.Total = r.finalTotal()
+	r.report.Dropped++
+	r.report.Terminal = m
+	return m
+}
+
+// finalTotal is how many jobs there were in the end.
+func (r *Reporter) finalTotal() *workflow.Section {
+	return workflow.Count(max(r.total, len(r.order)))
 }
 
 // terminal makes the message that ends the run: every job by its state, the
 // details that fit unless it is to be bare, and the last words.
-func (r *Reporter) terminal(bare bool) (m *workflow.StatusMessage, carried int) {
+func (r *Reporter) terminal(bare bool) (m *workflow.StatusMessage, batch []*workflow.JobReport, carried int) {
 	m = r.message(r.final.status, r.final.at)
 	if !bare {
-		carried = len(r.takeNews(m))
+		batch = r.takeNews(m)
+		carried = len(batch)
 		if m.Logs != "" || m.Progress.EngineSpecific != nil {
 			carried++
 		}
 	}
 	m.Logs += r.final.logs
 	r.finalStates(m)
-	m.Progress.Total = workflow.Count(max(r.total, len(r.order)))
+	m.Progress.Total = r.finalTotal()
 	if len(r.order) > maxSnapshotJobs {
-		return m, carried
+		return m, batch, carried
 	}
 	ids := make(map[workflow.JobStatus][]string)
 	cached := []string{}
@@ -864,7 +1175,7 @@ func (r *Reporter) terminal(bare bool) (m *workflow.StatusMessage, carried int) 
 	m.Progress.Finished = workflow.JobIDs(ids[workflow.JobFinished]...)
 	m.Progress.Failed = workflow.JobIDs(ids[workflow.JobFailed]...)
 	m.Progress.Cached = workflow.JobIDs(cached...)
-	return m, carried
+	return m, batch, carried
 }
 
 // finalStates adds to the terminal message what its sections cannot say, and
@@ -881,12 +1192,17 @@ func (r *Reporter) finalStates(m *workflow.StatusMessage) {
 	}
 }
 
-// join puts newer news of a job on top of older.
-func join(older, newer workflow.JobReport) workflow.JobReport {
-	out := newer
-	out.Logs = shorten(older.Logs+newer.Logs, maxJobLog)
+// join puts newer news of a job on top of older, and reports whether some of its
+// log was cut. The logs of all attempts are one text wherever they are kept, so
+// they stay together here as well: how an earlier attempt failed is worth the most.
+func join(older, newer workflow.JobReport) (out workflow.JobReport, cut bool) {
+	out = newer
+	out.Logs = older.Logs + newer.Logs
+	if cut = len(out.Logs) > maxJobLog; cut {
+		out.Logs = shorten(out.Logs, maxJobLog)
+	}
 	if newer.Attempt > older.Attempt {
-		return out // the details are those of another attempt
+		return out, cut // the other details are those of another attempt
 	}
 	out.Status = max(older.Status, newer.Status)
 	out.Cached = older.Cached || newer.Cached
@@ -909,5 +1225,5 @@ func join(older, newer workflow.JobReport) workflow.JobReport {
 	if out.Result == nil {
 		out.Result = older.Result
 	}
-	return out
+	return out, cut
 }

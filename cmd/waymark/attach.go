@@ -63,7 +63,7 @@ func (a *app) attachSnakemake(cmd *cobra.Command, f *reportFlags, dir string) er
 	if err := c.require("broker.url"); err != nil {
 		return err
 	}
-	labels, err := parsePairs("--label", f.labels)
+	labels, err := parseIdentity(f.name, f.owner, f.labels)
 	if err != nil {
 		return err
 	}

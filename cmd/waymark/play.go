@@ -80,7 +80,7 @@ func (a *app) play(cmd *cobra.Command, f *replayFlags, path string) error {
 	if f.speed <= 0 {
 		return usage("--speed: %v is not above 0; --fast is without any pause", f.speed)
 	}
-	labels, err := parsePairs("--label", f.labels)
+	labels, err := parseIdentity(f.name, f.owner, f.labels)
 	if err != nil {
 		return err
 	}

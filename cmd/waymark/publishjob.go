@@ -268,7 +268,7 @@ func (a *app) publishProgress(cmd *cobra.Command, f *progressFlags) error {
 	if err != nil {
 		return usage("--status: %w", err)
 	}
-	labels, err := parsePairs("--label", f.labels)
+	labels, err := parseIdentity(f.name, f.owner, f.labels)
 	if err != nil {
 		return err
 	}

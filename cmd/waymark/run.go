@@ -182,7 +182,7 @@ func (a *app) runWatchedCommand(e watchedEngine) *cobra.Command {
 }
 
 func (a *app) runWatched(cmd *cobra.Command, e watchedEngine, f *watchedFlags, command []string) error {
-	labels, err := parsePairs("--label", f.labels)
+	labels, err := parseIdentity(f.name, f.owner, f.labels)
 	if err != nil {
 		return err
 	}
@@ -309,6 +309,9 @@ func (a *app) sayReport(say func(string, ...any), to *runPublisher, r engines.Re
 	}
 	d := to.delivery(r)
 	say("published %d, confirmed %d, spooled %d, dropped %d", d.published, d.confirmed, d.spooled, d.dropped)
+	if r.Dropped > 0 {
+		say("%s left out", count(r.Dropped, "detail"))
+	}
 	if d.spooled > 0 {
 		say("%s kept in %s, for the next run or waymark publish --spool to deliver", count(d.spooled, "message"), harmless(to.spool))
 	}

@@ -85,7 +85,7 @@ func (a *app) runSerial(cmd *cobra.Command, f *serialFlags) error {
 	if err != nil {
 		return err
 	}
-	labels, err := parsePairs("--label", f.labels)
+	labels, err := parseIdentity(f.name, f.owner, f.labels)
 	if err != nil {
 		return err
 	}

@@ -72,17 +72,20 @@ type runPublisher struct {
 func (r *runPublisher) Spools() bool { return r.spool != "" }
 
 func (r *runPublisher) Status(ctx context.Context, m *workflow.StatusMessage) error {
-	return spooled(r.p.Status(ctx, m))
+	return became(r.p.Status(ctx, m))
 }
 
 func (r *runPublisher) Submission(ctx context.Context, s *workflow.Submission) error {
-	return spooled(r.p.Submission(ctx, s))
+	return became(r.p.Submission(ctx, s))
 }
 
-// spooled says in the words of engines that a message is on disk.
-func spooled(err error) error {
+// became says in the words of engines what became of a message.
+func became(err error) error {
 	if errors.Is(err, publisher.ErrSpooled) {
 		return fmt.Errorf("%w: %w", engines.ErrSpooled, err)
+	}
+	if _, invalid := errors.AsType[*publisher.InvalidError](err); invalid {
+		return fmt.Errorf("%w: %w", engines.ErrInvalid, err)
 	}
 	return err
 }
