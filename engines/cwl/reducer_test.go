@@ -37,7 +37,7 @@ func written(lines ...string) (all []engines.Event) {
 
 func TestLogIsBounded(t *testing.T) {
 	var events []engines.Event
-	for i := range 20_000 {
+	for i := range 5_000 {
 		events = append(events, say(t, 1, "WARNING", "warning %d of %s", nil, i, strings.Repeat("x", 100)), say(t, 1, "INFO", "chatter", nil))
 	}
 	events = append(events, say(t, 1, "ERROR", "Workflow error%s:\n%s", nil, ", try again with --debug for more information", "it is over"))

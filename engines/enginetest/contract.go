@@ -236,7 +236,7 @@ const (
 	// effort is how many events are applied to try each place once, about. Of a
 	// recording so long that it would take more, places spread over it are tried,
 	// but never less than fewest.
-	effort, fewest = 12_000, 40
+	effort, fewest = 2_000, 16
 )
 
 func places(n int) (at []int) {
