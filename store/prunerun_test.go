@@ -43,8 +43,8 @@ func TestPruneRunInterrupted(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// One of the attempt before, which does not count.
-	if _, err := db.reads.ExecContext(t.Context(), `INSERT INTO jobs (workflow_id, run_attempt, attempt, status, cached, job_id) VALUES ($1, 1, 1, 2, false, 'before')`, id); err != nil {
+	// One of the attempt before, which does not count. It is the first to be deleted.
+	if _, err := db.reads.ExecContext(t.Context(), `INSERT INTO jobs (workflow_id, run_attempt, attempt, status, cached, job_id) VALUES ($1, 1, 1, 2, false, '!')`, id); err != nil {
 		t.Fatal(err)
 	}
 	var jobs []workflow.JobReport

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -420,7 +421,15 @@ func TestReceiverCloseWaitsForEnds(t *testing.T) {
 				taken[i] = send(t, url, body(fmt.Sprint("run", i), `"event": "completed", "metadata": {"workflow": {"success": true}}`)) == http.StatusNoContent
 			})
 		}
-		all.of(idOf("run0")).Until(t, "begun", func(v enginetest.View) bool { return true })
+		// Close as soon as the first has ended.
+		for deadline, ended := time.Now().Add(time.Minute), 0; ended == 0; runtime.Gosched() {
+			r.mu.Lock()
+			ended = len(r.ended)
+			r.mu.Unlock()
+			if time.Now().After(deadline) {
+				t.Fatal("after a minute no run has ended")
+			}
+		}
 		err := r.Close(t.Context())
 		group.Wait()
 		if err != nil {
@@ -524,4 +533,29 @@ func TestReceiverCloseWithoutBroker(t *testing.T) {
 	if err := r.Close(t.Context()); err != nil {
 		t.Errorf("closing again: %v", err)
 	}
+}
+
+// A publisher that hangs beyond the end of a run frees nothing a second time.
+func TestReceiverFreesOnce(t *testing.T) {
+	t.Parallel()
+	r, _ := receive(t, ReceiverConfig{Publisher: (&consumers{}).publisher})
+	one := &run{receiver: r, owed: make(map[string]int)}
+	r.mu.Lock()
+	one.held, r.held = 100, 1000
+	r.mu.Unlock()
+	one.untold = 60
+	one.owe("a")
+	one.untold = 30
+	one.owe("")
+	told := one.told([]workflow.JobReport{{ID: "a"}, {ID: "b"}})
+	one.delivered(told, errors.New("away"))
+	if one.held != 100 {
+		t.Errorf("after a message that was not delivered %d bytes of the run are held, wanted 100", one.held)
+	}
+	one.release()
+	one.delivered(told, nil)
+	if one.held != 0 || r.held != 900 {
+		t.Errorf("%d bytes of the run are held and %d in all, wanted 0 and 900", one.held, r.held)
+	}
+	r.held = 0
 }
