@@ -291,13 +291,14 @@ func TestReporterBounds(t *testing.T) {
 // first, names last.
 func TestReporterShedsAllText(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		broker := &recorder{hook: hang}
+		broker := &recorder{hook: func(context.Context) error { return errors.New("connection refused") }}
 		r := start(t, broker)
 		r.Begin()
-		synctest.Wait()
 		big := strings.Repeat("x", 60<<10)
 		for i := range 2000 {
 			r.Job(workflow.JobReport{ID: fmt.Sprint(i), Status: workflow.JobFailed, Name: "n", Logs: "log", Command: big, Diagnostics: big, Result: json.RawMessage(`"` + big + `"`)})
+			time.Sleep(10 * time.Millisecond) // now and then a message comes back
+			synctest.Wait()
 			r.mu.Lock()
 			sum := 0
 			for _, j := range r.pending {
@@ -365,6 +366,7 @@ func TestReporterSendsTheGraphAgain(t *testing.T) {
 		r.EngineSpecific(func() json.RawMessage { return json.RawMessage(`"` + strings.Repeat("x", 1<<20) + `"`) })
 		r.Begin()
 		time.Sleep(5 * time.Second)
+		synctest.Wait()
 		if len(broker.statuses) != 1 || broker.statuses[0].Progress.EngineSpecific == nil {
 			t.Errorf("%d messages arrived, want one with the graph", len(broker.statuses))
 		}
