@@ -208,6 +208,7 @@ func (n *Narrator) document() json.RawMessage {
 type story struct{ *Narrator }
 
 func (s story) Total(total int) {
+	total = min(total, workflow.MaxTotal)
 	s.planned = total
 	s.to.Total(total)
 }
