@@ -64,7 +64,7 @@ class _Pika:
         # Who publishes every few minutes answers no heartbeats in between; a
         # connection that is gone is noticed by the next message.
         parameters.heartbeat = 0
-        parameters.socket_timeout = parameters.stack_timeout = _left(until)
+        parameters.socket_timeout, parameters.stack_timeout = _left(until), None  # _await has the time of it all
         self._answer = None
         self._returned = False
         self._connection = pika.SelectConnection(
@@ -144,7 +144,7 @@ class _Pika:
                 transport.abort()
             elif not self._connection.is_closed:
                 self._connection.close()
-            self._await_end(time.monotonic() + 1)  # of pika: the broker has no part in it
+            self._await_end(time.monotonic() + 0.1)  # of pika: the broker has no part in it
         except Exception:
             pass
         self._connection.ioloop.close()
@@ -161,11 +161,20 @@ class _Kombu:
         # Each of the steps to a connection has a timeout of its own.
         step = _left(until) / 4
         transport = kombu.Connection(url, connect_timeout=step, transport_options={
-            "client_properties": {"connection_name": name}, "read_timeout": step, "write_timeout": step}).transport
+            "client_properties": {"connection_name": name}}).transport
         self._connection, connection = None, transport.Connection
 
         def remembered(**options):  # to be closed if it does not come about
             self._connection = connection(**options)
+            made = self._connection.Transport
+
+            def bounded(*where, **how):  # amqp shakes hands for TLS without a timeout
+                tcp = made(*where, **how)
+                setup = tcp._setup_transport
+                tcp._setup_transport = lambda: (tcp.sock.settimeout(step), setup())
+                return tcp
+
+            self._connection.Transport = bounded
             return self._connection
 
         transport.Connection = remembered
