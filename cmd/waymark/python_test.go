@@ -220,6 +220,8 @@ def check(what, seconds):
 p = w.WorkflowStatusPublisher(backend=backend, timeout=1)
 freezer("silence")
 check("silent from the start", elapsed(p))
+check("silent from the start, for TLS", elapsed(w.WorkflowStatusPublisher(
+    url=os.environ["WAYMARK_BROKER_URL"].replace("amqp:", "amqps:"), backend=backend, timeout=1)))
 freezer("thaw")
 p._timeout = 30
 p.publish_workflow_status(uuid, 1)
