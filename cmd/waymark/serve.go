@@ -103,6 +103,7 @@ type server struct {
 	pings  sync.Mutex
 	pinged time.Time // when health was found
 	health readiness
+	begun  bool // it was ready once
 }
 
 var errStarting = errors.New("starting: the schema has not been looked at yet")
@@ -315,8 +316,13 @@ const (
 func (s *server) ready() readiness {
 	s.pings.Lock()
 	defer s.pings.Unlock()
-	if time.Since(s.pinged) >= pingEvery {
+	keep := pingEvery
+	if !s.begun {
+		keep = pingEvery / 20 // who starts it waits for it
+	}
+	if time.Since(s.pinged) >= keep {
 		s.health, s.pinged = s.look(), time.Now()
+		s.begun = s.begun || s.health.Ready
 	}
 	return s.health
 }
