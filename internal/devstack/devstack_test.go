@@ -203,6 +203,16 @@ func put(t *testing.T, amqpURL, body string) {
 	})
 }
 
+// declare declares the queue of put.
+func declare(t *testing.T, amqpURL string) {
+	t.Helper()
+	withChannel(t, amqpURL, func(ch *amqp.Channel) {
+		if _, err := ch.QueueDeclare("kept", true, false, false, false, nil); err != nil {
+			t.Fatalf("declaring a queue: %v", err)
+		}
+	})
+}
+
 func take(t *testing.T, amqpURL string) (body string) {
 	t.Helper()
 	withChannel(t, amqpURL, func(ch *amqp.Channel) {
@@ -441,6 +451,13 @@ func TestPostgresFaults(t *testing.T) {
 func TestKilledParent(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(testDir(t), "ein Ordner, größer") // paths have spaces and umlauts
+	// RabbitMQ may forget a queue that is declared moments before it is killed,
+	// and with it the message.
+	before := startStack(t, Options{Dir: dir})
+	declare(t, before.AMQPURL())
+	if err := before.Close(); err != nil {
+		t.Fatal(err)
+	}
 	cmd, p, _ := startChild(t, dir)
 	put(t, p.AMQP, "survives")
 	mustQuery(t, p.Database, "CREATE TABLE survives (n int)")
