@@ -25,8 +25,8 @@ static: ## Check format, vet, staticcheck, known vulnerabilities
 check: static test ## Do all that a change must pass: static and test
 
 .PHONY: fuzz
-fuzz: ## Run every fuzz target for FUZZTIME (make fuzz FUZZTIME=1m)
-	FUZZTIME=$(or $(FUZZTIME),1m) deploy/test --fuzz
+fuzz: ## Run every fuzz target with FUZZTIME inputs (make fuzz FUZZTIME=500000x)
+	FUZZTIME=$(or $(FUZZTIME),500000x) deploy/test --fuzz
 
 .PHONY: faults
 faults: ## Kill, freeze and cut everything, and compare; docs/faults.md
