@@ -176,6 +176,9 @@ func (db *DB) Workflows(ctx context.Context, f workflow.Filter) (workflow.Page[w
 	if !f.Until.IsZero() {
 		q = q.Where("created_at < ?", f.Until)
 	}
+	if !f.QuietSince.IsZero() {
+		q = q.Where("updated_at < ?", f.QuietSince)
+	}
 	if f.Cursor != "" {
 		var after workflowCursor
 		if err := parseCursor(f.Cursor, &after); err != nil {
@@ -242,6 +245,9 @@ func (db *DB) Jobs(ctx context.Context, id uuid.UUID, f workflow.JobFilter) (wor
 	}
 	if f.RunAttempt != 0 {
 		q = q.Where("run_attempt = ?", f.RunAttempt)
+	}
+	if len(f.IDs) > 0 {
+		q = q.Where("job_id IN ?", f.IDs)
 	}
 	if f.Cursor != "" {
 		var after string
@@ -543,10 +549,36 @@ func (db *DB) findPrefix(ctx context.Context, ref, owner string) (rows []found, 
 	return rows, err
 }
 
+// AmbiguousJobError says that a word fits several jobs of a workflow. It wraps
+// workflow.ErrAmbiguous.
+type AmbiguousJobError struct {
+	Ref string
+	// Jobs are the first of those that fit, in the order of their ids.
+	Jobs []workflow.Job
+	// More says that others fit, too.
+	More bool
+}
+
+func (e *AmbiguousJobError) Error() string {
+	var fits []string
+	for _, j := range e.Jobs {
+		fits = append(fits, j.ID)
+	}
+	if e.More {
+		fits = append(fits, "…")
+	}
+	return fmt.Sprintf("job %q: %v: it fits %s", e.Ref, workflow.ErrAmbiguous, strings.Join(fits, ", "))
+}
+
+func (e *AmbiguousJobError) Unwrap() error { return workflow.ErrAmbiguous }
+
+// shownFits is how many jobs an [AmbiguousJobError] holds.
+const shownFits = 10
+
 // FindJob returns the id of the job of a workflow that a person means by ref:
 // an id, the name of a job (of those of the latest attempt of the run that has
-// one), or the beginning of an id (four characters or more). Errors are as
-// those of [DB.Find].
+// one), or the beginning of an id (four characters or more). Errors wrap
+// workflow.ErrNotFound, or are an *[AmbiguousJobError].
 func (db *DB) FindJob(ctx context.Context, id uuid.UUID, ref string) (string, error) {
 	if ref == "" || !utf8.ValidString(ref) {
 		return "", fmt.Errorf("job %q: %w", ref, workflow.ErrNotFound)
@@ -557,18 +589,19 @@ func (db *DB) FindJob(ctx context.Context, id uuid.UUID, ref string) (string, er
 		`length(@ref) >= 4 AND job_id >= @ref AND job_id < @beyond`,
 	} {
 		var fits []string
-		err := db.gorm.WithContext(ctx).Raw(`SELECT job_id FROM jobs WHERE workflow_id = @id AND `+search+` ORDER BY job_id LIMIT 6`,
-			map[string]any{"id": id, "ref": ref, "beyond": ref + "\U0010FFFF"}).Scan(&fits).Error
+		err := db.gorm.WithContext(ctx).Raw(`SELECT job_id FROM jobs WHERE workflow_id = @id AND `+search+` ORDER BY job_id LIMIT @limit`,
+			map[string]any{"id": id, "ref": ref, "beyond": ref + "\U0010FFFF", "limit": shownFits + 1}).Scan(&fits).Error
 		switch {
 		case err != nil:
 			return "", fmt.Errorf("looking for job %q: %w", ref, translate(err))
 		case len(fits) == 1:
 			return fits[0], nil
-		case len(fits) > 5:
-			fits[5] = "…"
-			fallthrough
 		case len(fits) > 1:
-			return "", fmt.Errorf("job %q: %w: it fits %s", ref, workflow.ErrAmbiguous, strings.Join(fits, ", "))
+			page, err := db.Jobs(ctx, id, workflow.JobFilter{IDs: fits[:min(len(fits), shownFits)]})
+			if err != nil {
+				return "", err
+			}
+			return "", &AmbiguousJobError{Ref: ref, Jobs: page.Items, More: len(fits) > shownFits}
 		}
 	}
 	return "", fmt.Errorf("job %q: %w", ref, workflow.ErrNotFound)

@@ -73,6 +73,7 @@ func TestWorkflows(t *testing.T) {
 		t.Fatal(err)
 	}
 	third := all.Items[len(all.Items)-2].CreatedAt // of number 1: the oldest but one that is not deleted
+	fifth := all.Items[len(all.Items)-5].UpdatedAt // of number 5: those before it were last heard of before, but for 0 and 1, which have ended since
 	for name, test := range map[string]struct {
 		filter workflow.Filter
 		want   []int
@@ -94,6 +95,7 @@ func TestWorkflows(t *testing.T) {
 		"by two labels":       {workflow.Filter{Labels: map[string]string{"site": "b", "n": "5"}}, []int{5}},
 		"since":               {workflow.Filter{Since: third}, []int{8, 7, 6, 5, 4, 3, 1}},
 		"until":               {workflow.Filter{Until: third}, []int{0}},
+		"quiet":               {workflow.Filter{QuietSince: fifth}, []int{4, 3}},
 		"all of them":         {workflow.Filter{Owner: "ada", Engine: "cwl", Name: "fit*", Labels: map[string]string{"site": "a"}}, []int{0}},
 		"quotes are harmless": {workflow.Filter{Owner: "' OR true --"}, nil},
 	} {
@@ -342,16 +344,21 @@ func TestFindJob(t *testing.T) {
 			t.Errorf("FindJob(%q) = %q, %v; want %q, %v", test.ref, got, err, test.want, test.err)
 		}
 	}
-	if _, err := db.FindJob(t.Context(), id, "twice"); err == nil || !strings.Contains(err.Error(), "2222-b, 2222-c") {
-		t.Errorf("FindJob of an ambiguous name = %v, want both candidates named", err)
+	var ambiguous *store.AmbiguousJobError
+	if _, err := db.FindJob(t.Context(), id, "twice"); !errors.As(err, &ambiguous) || !strings.Contains(err.Error(), "2222-b, 2222-c") || ambiguous.More || len(ambiguous.Jobs) != 2 || ambiguous.Jobs[1].Name != "twice" {
+		t.Errorf("FindJob of an ambiguous name = %v, %+v, want both candidates", err, ambiguous)
 	}
 	var many []workflow.JobReport
-	for i := range 9 {
-		many = append(many, workflow.JobReport{ID: fmt.Sprintf("many-%d", i)})
+	for i := range 11 {
+		many = append(many, workflow.JobReport{ID: fmt.Sprintf("many-%02d", i)})
 	}
 	say(2, many...)
-	if _, err := db.FindJob(t.Context(), id, "many"); err == nil || !strings.HasSuffix(err.Error(), "many-0, many-1, many-2, many-3, many-4, …") {
-		t.Errorf("FindJob of the beginning of many = %v, want five named", err)
+	if _, err := db.FindJob(t.Context(), id, "many"); !errors.As(err, &ambiguous) || !strings.HasSuffix(err.Error(), "it fits many-00, many-01, many-02, many-03, many-04, many-05, many-06, many-07, many-08, many-09, …") || len(ambiguous.Jobs) != 10 {
+		t.Errorf("FindJob of the beginning of many = %v, %+v, want ten of them, and that there are more", err, ambiguous)
+	}
+	page, err := db.Jobs(t.Context(), id, workflow.JobFilter{IDs: []string{"many-03", "1111-a", "of no job"}})
+	if err != nil || len(page.Items) != 2 || page.Items[0].ID != "1111-a" || page.Items[1].ID != "many-03" {
+		t.Errorf("jobs by id: %+v, %v, want 1111-a and many-03", page.Items, err)
 	}
 }
 

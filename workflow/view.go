@@ -76,6 +76,9 @@ type Filter struct {
 	Labels map[string]string
 	// Since and Until bound CreatedAt: Since <= CreatedAt < Until.
 	Since, Until time.Time
+	// QuietSince chooses workflows of which nothing new was heard at or after
+	// this time, by the consumer's clock: UpdatedAt < QuietSince.
+	QuietSince time.Time
 	// Limit is the number of rows of a page. 0 means 50; the most is 1000.
 	Limit int
 	// Cursor continues after an earlier page; see [Page].
@@ -98,6 +101,8 @@ type JobFilter struct {
 	// RunAttempt chooses the jobs that the run last spoke of in this attempt.
 	// 0 means all: those of earlier attempts, which it no longer counts, too.
 	RunAttempt int
+	// IDs chooses these jobs; empty means all.
+	IDs []string
 	// Limit is the number of rows of a page. 0 means 100; the most is 10000.
 	Limit  int
 	Cursor string
