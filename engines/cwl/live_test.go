@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"io"
-	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,14 +20,7 @@ import (
 
 // The tests of this file run the real cwltool. deploy/install-deps installs it.
 
-// TestMain lets the test program be the relay of standard error, too.
-func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "relay" {
-		engines.Relay()
-		return
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { enginetest.Main(m) }
 
 // live is a run of the real engine in a copy of the workflows.
 type live struct {
@@ -40,7 +31,7 @@ type live struct {
 	run  *enginetest.Run
 	runs int
 
-	stdout, stderr string
+	console *enginetest.Console // of the last run
 }
 
 func newLive(t *testing.T, args ...string) *live {
@@ -67,58 +58,43 @@ func (l *live) write(name, text string) {
 // watch runs the engine until it ends.
 func (l *live) watch(ctx context.Context) engines.Outcome {
 	l.t.Helper()
-	stdout, stderr := l.file("stdout"), l.file("stderr")
-	null, err := os.Open(os.DevNull)
+	out, err := engines.Supervise(ctx, l.supervision())
 	if err != nil {
-		l.t.Fatal(err)
+		l.t.Fatalf("supervising: %v", err)
 	}
-	defer null.Close()
+	return out
+}
+
+// watchUntil runs the engine, and acts once the run is as wanted.
+func (l *live) watchUntil(what string, is func(enginetest.View) bool, act func(stop context.CancelCauseFunc)) engines.Outcome {
+	l.t.Helper()
+	out, _ := l.run.SuperviseUntil(l.t, l.supervision(), what, is, act)
+	return out
+}
+
+func (l *live) supervision() engines.Supervision {
+	l.t.Helper()
 	record := os.Getenv("CWL_TEST_RECORD") // a folder to make recordings in
 	if record != "" {
 		l.runs++
 		record = filepath.Join(record, fmt.Sprintf("%s-%d", strings.ReplaceAll(l.t.Name(), "/", "-"), l.runs))
 	}
-	var log bytes.Buffer
-	out, err := engines.Supervise(ctx, engines.Supervision{
+	s := engines.Supervision{
 		Adapter: Adapter{}, Args: l.args, Dir: l.dir, Publisher: l.run, WorkflowID: enginetest.WorkflowID,
-		Env:   slices.Concat(os.Environ(), []string{"PYTHONPATH="}, l.env),
-		Relay: []string{os.Args[0], "relay"}, Stdin: null, Stdout: stdout, Stderr: stderr, Record: record, Grace: 30 * time.Second,
-		Logger: slog.New(slog.NewTextHandler(&log, nil)),
-	})
-	if err != nil {
-		l.t.Fatalf("supervising: %v", err)
+		Env: slices.Concat(os.Environ(), []string{"PYTHONPATH="}, l.env), Record: record, Grace: 30 * time.Second,
 	}
-	l.stdout, l.stderr = contents(l.t, stdout), contents(l.t, stderr)
+	l.console = enginetest.NewConsole(l.t)
+	l.console.Attach(&s)
 	l.t.Cleanup(func() {
-		if l.t.Failed() {
-			v := l.run.View()
-			l.t.Logf("%s: %+v\njobs: %+v\nlog: %s\nengine_specific: %s\nstderr: %.5000s\n%s", strings.Join(l.args, " "), out, v.ByName, v.Log, v.EngineSpecific, l.stderr, log.String())
+		if v := l.run.View(); l.t.Failed() {
+			l.t.Logf("%s: %v\njobs: %+v\nlog: %s\nengine_specific: %s", strings.Join(l.args, " "), v.Status(), v.ByName, v.Log, v.EngineSpecific)
 		}
 	})
-	return out
+	return s
 }
 
-func (l *live) file(name string) *os.File {
-	l.t.Helper()
-	f, err := os.Create(filepath.Join(l.t.TempDir(), name))
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	l.t.Cleanup(func() { f.Close() })
-	return f
-}
-
-func contents(t *testing.T, f *os.File) string {
-	t.Helper()
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		t.Fatal(err)
-	}
-	b, err := io.ReadAll(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b)
-}
+// running is whether a job of a run does.
+func running(v enginetest.View) bool { return v.Counts().Running == 1 }
 
 // want compares how the run ended, and with how many jobs in which state.
 func (l *live) want(out engines.Outcome, status workflow.Status, code, total, finished, failed, stopped int) enginetest.View {
@@ -240,14 +216,14 @@ $graph:
   inputs: {l: string, n: 'int[]'}
   outputs: {}
 `)
-	done := make(chan engines.Outcome)
-	go func() { done <- l.watch(context.Background()) }()
-	v := l.run.Until(t, "waiting with a total", func(v enginetest.View) bool { return v.Counts().Running == 1 })
-	if got := v.Counts().Total; got != 3 {
-		t.Errorf("when the first job runs the total is %d, want 3: it, and one for each letter", got)
-	}
-	l.write("go", "")
-	l.want(<-done, workflow.StatusFinished, 0, 6, 6, 0, 0)
+	out := l.watchUntil("waiting with a total", running, func(context.CancelCauseFunc) {
+		v := l.run.View()
+		if got := v.Counts().Total; got != 3 {
+			t.Errorf("when the first job runs the total is %d, want 3: it, and one for each letter", got)
+		}
+		l.write("go", "")
+	})
+	l.want(out, workflow.StatusFinished, 0, 6, 6, 0, 0)
 }
 
 func TestCachedAndTheUsersOwnPython(t *testing.T) {
@@ -276,8 +252,8 @@ outputs: {env: stdout}
 	if own, err := os.ReadFile(filepath.Join(l.dir, "own.txt")); err != nil || string(own) != "mine" {
 		t.Errorf("the user's own sitecustomize did not run: %q, %v", own, err)
 	}
-	if strings.Contains(l.stderr, "ResourceWarning") || strings.Contains(l.stderr, "sitecustomize") {
-		t.Errorf("cwltool complains: %s", l.stderr)
+	if strings.Contains(l.console.Stderr(), "ResourceWarning") || strings.Contains(l.console.Stderr(), "sitecustomize") {
+		t.Errorf("cwltool complains: %s", l.console.Stderr())
 	}
 
 	l.run = enginetest.NewRun(enginetest.WorkflowID)
@@ -323,11 +299,11 @@ steps:
     out: []
 `)
 			l.write("slowly.yml", "numbers: [1, 2, 3]\n")
-			done := make(chan engines.Outcome)
-			go func() { done <- l.watch(context.Background()) }()
-			l.run.Until(t, "with a total", func(v enginetest.View) bool { return v.Counts().Running == 1 && v.Counts().Total == 3 })
-			l.write("go", "")
-			v := l.want(<-done, workflow.StatusFinished, 0, 3, 3, 0, 0)
+			out := l.watchUntil("with a total", func(v enginetest.View) bool {
+				c := v.Counts()
+				return c.Running == 1 && c.Total == 3
+			}, func(context.CancelCauseFunc) { l.write("go", "") })
+			v := l.want(out, workflow.StatusFinished, 0, 3, 3, 0, 0)
 			l.specific(v, `"mode":"text"`, `"total_from":"cwltool --pack"`)
 			if j := v.ByName["step_3"]; j.Path != "step" || !strings.HasPrefix(j.Command, "sh -c 'until test") || strings.Contains(j.Command, "o.txt") {
 				t.Errorf("the last job is %+v", j)
@@ -341,12 +317,7 @@ func TestSignals(t *testing.T) {
 		t.Run(engines.SignalName(signal), func(t *testing.T) {
 			l := newLive(t, "cwltool", "--outdir", "out", "sleeping.cwl")
 			l.write("sleeping.cwl", sleeping)
-			ctx, cancel := context.WithCancelCause(context.Background())
-			done := make(chan engines.Outcome)
-			go func() { done <- l.watch(ctx) }()
-			l.run.Until(t, "running", func(v enginetest.View) bool { return v.Counts().Running == 1 })
-			cancel(&engines.StopError{Signal: signal})
-			out := <-done
+			out := l.watchUntil("running", running, func(stop context.CancelCauseFunc) { stop(&engines.StopError{Signal: signal}) })
 			if c := out.Counts; out.Status != workflow.StatusStopped || out.ExitCode == 0 || c.Finished+c.Running+c.Failed != 0 || c.Stopped != 1 || c.Total != 2 {
 				t.Errorf("the run is %v with %d, %+v; want it stopped, and the job that ran", out.Status, out.ExitCode, c)
 			}
@@ -416,24 +387,27 @@ func TestEngineIsKilled(t *testing.T) {
 	l := newLive(t, "cwltool", "--outdir", "out", "sleeping.cwl")
 	parent := filepath.Join(l.dir, "parent")
 	l.write("sleeping.cwl", strings.ReplaceAll(strings.ReplaceAll(sleeping, "PARENT", parent), "sleep 600", "sleep 2"))
-	done := make(chan engines.Outcome)
-	go func() { done <- l.watch(context.Background()) }()
-	l.run.Until(t, "running", func(v enginetest.View) bool { return v.Counts().Running == 1 })
-	pid := 0
-	for deadline := time.Now().Add(time.Minute); pid == 0 && time.Now().Before(deadline); <-time.After(20 * time.Millisecond) {
-		doc, _ := os.ReadFile(parent)
-		if bytes.HasSuffix(doc, []byte("\n")) {
+	out := l.watchUntil("running", running, func(context.CancelCauseFunc) { kill(t, parent) })
+	v := l.want(out, workflow.StatusFailed, 137, 2, 0, 1, 0)
+	l.specific(v, `"inferred":[`)
+}
+
+// kill kills the process whose number is written in a file.
+func kill(t *testing.T, file string) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); <-time.After(20 * time.Millisecond) {
+		pid := 0
+		if doc, _ := os.ReadFile(file); bytes.HasSuffix(doc, []byte("\n")) {
 			_, _ = fmt.Sscan(string(doc), &pid)
 		}
+		if pid > 0 {
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+				t.Errorf("killing the engine: %v", err)
+			}
+			return
+		}
 	}
-	if pid == 0 {
-		t.Fatal("the job did not say who its parent is")
-	}
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	v := l.want(<-done, workflow.StatusFailed, 137, 2, 0, 1, 0)
-	l.specific(v, `"inferred":[`)
+	t.Errorf("no process wrote its number into %s", file)
 }
 
 // TestScript has a script call cwltool twice, ignore that it failed, and write
@@ -477,7 +451,7 @@ func TestBrokenDocument(t *testing.T) {
 func TestPrintingIsNoRun(t *testing.T) {
 	l := newLive(t, "cwltool", "--validate", "gen.cwl")
 	out := l.watch(t.Context())
-	if v := l.run.View(); out.Watched || out.ExitCode != 0 || v.Messages != 0 || v.Submission != nil || !strings.Contains(l.stdout, "is valid CWL") {
-		t.Errorf("%+v with %d messages, and on standard output: %s", out, v.Messages, l.stdout)
+	if v := l.run.View(); out.Watched || out.ExitCode != 0 || v.Messages != 0 || v.Submission != nil || !strings.Contains(l.console.Stdout(), "is valid CWL") {
+		t.Errorf("%+v with %d messages, and on standard output: %s", out, v.Messages, l.console.Stdout())
 	}
 }

@@ -1,8 +1,6 @@
 package cwl
 
 import (
-	"encoding/json"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -46,24 +44,12 @@ type expected struct {
 	} `json:"jobs"`
 }
 
-func readExpected(t *testing.T, folder string) (e expected) {
-	t.Helper()
-	doc, err := os.ReadFile(filepath.Join(folder, "expected.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := json.Unmarshal(doc, &e); err != nil {
-		t.Fatalf("%s: %v", folder, err)
-	}
-	return e
-}
-
 // TestRecordings compares what each recording tells with what was written down
 // of it by people who looked at the run.
 func TestRecordings(t *testing.T) {
 	for _, folder := range enginetest.Recordings(t, recordings) {
 		t.Run(filepath.Base(filepath.Dir(folder))+"/"+filepath.Base(folder), func(t *testing.T) {
-			want := readExpected(t, folder)
+			want := enginetest.Expected[expected](t, folder)
 			r := enginetest.Read(t, folder)
 			told := enginetest.Tell(newReducer(enginetest.WorkflowID), r.Events, r.Exit)
 			toil := filepath.Base(filepath.Dir(folder)) == "toil"

@@ -1,7 +1,6 @@
 package nextflow
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -26,56 +25,26 @@ import (
 	"waymark/workflow"
 )
 
-// The test program is the relay of standard error, too.
-func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "relay" {
-		engines.Relay()
-		return
-	}
-	os.Exit(m.Run())
-}
-
-func absolute(t *testing.T, path string) string {
-	t.Helper()
-	a, err := filepath.Abs(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return a
-}
+func TestMain(m *testing.M) { enginetest.Main(m) }
 
 // live is the stand-in under supervision.
 type live struct {
 	engines.Supervision
-	run    *enginetest.Run
-	stderr string // a file
-	logged *bytes.Buffer
+	console *enginetest.Console
+	run     *enginetest.Run
 }
 
 func newLive(t *testing.T, recording string, options ...string) *live {
 	t.Helper()
-	folder := t.TempDir()
-	errs, err := os.Create(filepath.Join(folder, "stderr"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { errs.Close() })
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { null.Close() })
-	id := uuid.New()
-	l := &live{run: enginetest.NewRun(id), stderr: errs.Name(), logged: new(bytes.Buffer)}
+	folder, id := t.TempDir(), uuid.New()
+	l := &live{run: enginetest.NewRun(id), console: enginetest.NewConsole(t)}
 	l.Supervision = engines.Supervision{
 		Adapter: Adapter{},
-		Args:    append([]string{absolute(t, recordings+"/fake/nextflow"), "run", absolute(t, filepath.Join(recordings, recording))}, options...),
+		Args:    append([]string{enginetest.Path(t, recordings+"/fake/nextflow"), "run", enginetest.Path(t, filepath.Join(recordings, recording))}, options...),
 		Dir:     folder, Env: append(os.Environ(), "NXF_HOME="+filepath.Join(folder, "home")),
-		Grace: 20 * time.Second, Interval: -1,
-		Logger:    slog.New(slog.NewTextHandler(l.logged, nil)),
-		Publisher: l.run, Relay: []string{os.Args[0], "relay"},
-		Stdin: null, Stdout: null, Stderr: errs, WorkflowID: id,
+		Grace: 20 * time.Second, Interval: -1, Publisher: l.run, WorkflowID: id,
 	}
+	l.console.Attach(&l.Supervision)
 	return l
 }
 
@@ -83,31 +52,6 @@ func (l *live) supervise(ctx context.Context, t *testing.T) (engines.Outcome, en
 	t.Helper()
 	out, err := engines.Supervise(ctx, l.Supervision)
 	if err != nil {
-		t.Fatalf("supervising: %v", err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			text, _ := os.ReadFile(l.stderr)
-			t.Logf("the log: %s\nstandard error of the engine:\n%s", l.logged, text)
-		}
-	})
-	return out, l.run.View()
-}
-
-// superviseAnd acts once the run is as wanted, and waits for its end.
-func (l *live) superviseAnd(t *testing.T, what string, is func(enginetest.View) bool, act func(stop context.CancelCauseFunc)) (out engines.Outcome, v enginetest.View) {
-	t.Helper()
-	ctx, stop := context.WithCancelCause(context.WithoutCancel(t.Context()))
-	ended := make(chan error, 1)
-	go func() {
-		var err error
-		out, err = engines.Supervise(ctx, l.Supervision)
-		ended <- err
-	}()
-	defer stop(nil) // also if the wait below fails the test
-	l.run.Until(t, what, is)
-	act(stop)
-	if err := <-ended; err != nil {
 		t.Fatalf("supervising: %v", err)
 	}
 	return out, l.run.View()
@@ -199,8 +143,8 @@ func TestLiveForwards(t *testing.T) {
 		if diff := cmp.Diff(wanted, got); diff != "" {
 			t.Errorf("%s: the posts that the user's receiver got (-want +got):\n%s", how, diff)
 		}
-		if text, err := os.ReadFile(l.stderr); err != nil || strings.Count(string(text), "WARN") != 1 || !strings.Contains(string(text), "418") {
-			t.Errorf("%s: standard error is %q (%v), wanted one warning of what the receiver answered", how, text, err)
+		if text := l.console.Stderr(); strings.Count(text, "WARN") != 1 || !strings.Contains(text, "418") {
+			t.Errorf("%s: standard error is %q, wanted one warning of what the receiver answered", how, text)
 		}
 	}
 }
@@ -209,7 +153,7 @@ func TestLiveStopped(t *testing.T) {
 	t.Parallel()
 	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		l := newLive(t, "ok", "--hold")
-		out, v := l.superviseAnd(t, "running", func(v enginetest.View) bool { return v.Counts().Running == 1 }, func(stop context.CancelCauseFunc) {
+		out, v := l.run.SuperviseUntil(t, l.Supervision, "running", func(v enginetest.View) bool { return v.Counts().Running == 1 }, func(stop context.CancelCauseFunc) {
 			stop(&engines.StopError{Signal: signal})
 		})
 		if out.Status != workflow.StatusStopped || v.Status() != workflow.StatusStopped || v.Counts().Stopped != 1 {
@@ -225,8 +169,8 @@ func TestLiveUnwatched(t *testing.T) {
 	l.Args = []string{"sh", "-c", strings.Join(l.Args, " ")}
 	out, v := l.supervise(t.Context(), t)
 	want(t, out, v, workflow.StatusFailed, 3, workflow.Counts{})
-	if !strings.Contains(l.logged.String(), "runs unwatched") {
-		t.Errorf("the log is %q, wanted a warning", l.logged)
+	if !strings.Contains(l.console.Logged(), "runs unwatched") {
+		t.Errorf("the log is %q, wanted a warning", l.console.Logged())
 	}
 }
 

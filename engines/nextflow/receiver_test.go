@@ -137,7 +137,7 @@ func TestReceiver(t *testing.T) {
 	all := &consumers{}
 	_, url := receive(t, ReceiverConfig{Publisher: all.publisher})
 	for _, recording := range []string{"error", "ignored"} {
-		engine := exec.Command(absolute(t, recordings+"/fake/nextflow"), "run", absolute(t, filepath.Join(recordings, recording)), "-with-weblog", url)
+		engine := exec.Command(enginetest.Path(t, recordings+"/fake/nextflow"), "run", enginetest.Path(t, filepath.Join(recordings, recording)), "-with-weblog", url)
 		if out, err := engine.CombinedOutput(); err != nil || strings.Contains(string(out), "WARN") {
 			t.Fatalf("the engine ended with %v:\n%s", err, out)
 		}

@@ -3,7 +3,6 @@ package nextflow
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -28,29 +27,6 @@ type expected struct {
 	Finished, Failed, Cached []string
 }
 
-func readExpected(t *testing.T, folder string) expected {
-	t.Helper()
-	content, err := os.ReadFile(filepath.Join(folder, "expected.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var want expected
-	if err := json.Unmarshal(content, &want); err != nil {
-		t.Fatalf("%s: %v", folder, err)
-	}
-	return want
-}
-
-// ids are the jobs of stable names.
-func ids(names []string) []string {
-	all := []string{}
-	for _, name := range names {
-		all = append(all, engines.JobID(enginetest.WorkflowID, Engine, name))
-	}
-	slices.Sort(all)
-	return all
-}
-
 func idsOf(told enginetest.Told, is func(enginetest.Job) bool) []string {
 	all := []string{}
 	for _, j := range told.Jobs {
@@ -65,7 +41,7 @@ func idsOf(told enginetest.Told, is func(enginetest.Job) bool) []string {
 func TestRecordings(t *testing.T) {
 	for _, folder := range enginetest.Recordings(t, recordings) {
 		t.Run(filepath.Base(folder), func(t *testing.T) {
-			r, want := enginetest.Read(t, folder), readExpected(t, folder)
+			r, want := enginetest.Read(t, folder), enginetest.Expected[expected](t, folder)
 			told := enginetest.Tell(newReducer(enginetest.WorkflowID), r.Events, r.Exit)
 			if int(told.Status) != want.Status || told.Counts.Total != want.Total {
 				t.Errorf("the run ended as %v (%s) with %d jobs, wanted status %d with %d", told.Status, told.Reason, told.Counts.Total, want.Status, want.Total)
@@ -79,7 +55,7 @@ func TestRecordings(t *testing.T) {
 				{"failed", want.Failed, func(j enginetest.Job) bool { return j.Status == workflow.JobFailed }},
 				{"cached", want.Cached, func(j enginetest.Job) bool { return j.Cached }},
 			} {
-				if diff := cmp.Diff(ids(some.names), idsOf(told, some.is)); diff != "" {
+				if diff := cmp.Diff(enginetest.IDs(Engine, some.names), idsOf(told, some.is)); diff != "" {
 					t.Errorf("the %s jobs (-want +got):\n%s", some.what, diff)
 				}
 			}

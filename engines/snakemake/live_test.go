@@ -3,11 +3,8 @@ package snakemake
 import (
 	"bytes"
 	"context"
-	"io"
-	"log/slog"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -24,18 +21,7 @@ import (
 
 // The tests of this file run the real Snakemake. deploy/install-deps installs it.
 
-// TestMain lets the test program be the relay of standard error, too.
-func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "relay" {
-		engines.Relay()
-		return
-	}
-	if signal.Ignored(os.Interrupt) {
-		// As for what a script starts in the background. The engine would inherit it.
-		signal.Notify(make(chan os.Signal, 1), os.Interrupt)
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { enginetest.Main(m) }
 
 const program = "snakemake"
 
@@ -50,7 +36,7 @@ type live struct {
 	record string
 	hurry  chan struct{}
 
-	stdout, stderr string
+	console *enginetest.Console // of the last run
 }
 
 func newLive(t *testing.T, snakefile string, args ...string) *live {
@@ -112,48 +98,20 @@ func (a adapter) Prepare(ctx context.Context, l *engines.Launch) (engines.Watch,
 // watch runs the engine until it ends.
 func (l *live) watch(ctx context.Context) engines.Outcome {
 	l.t.Helper()
-	stdout, stderr := l.file("stdout"), l.file("stderr")
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	defer null.Close()
-	var log bytes.Buffer
-	out, err := engines.Supervise(ctx, engines.Supervision{
+	l.console = enginetest.NewConsole(l.t)
+	s := engines.Supervision{
 		Adapter: adapter{after: l.adapt}, Args: l.args, Dir: l.dir, Env: l.environment(), Publisher: l.run, WorkflowID: enginetest.WorkflowID,
-		Relay: []string{os.Args[0], "relay"}, Stdin: null, Stdout: stdout, Stderr: stderr, Record: l.record, Grace: 20 * time.Second,
-		Logger: slog.New(slog.NewTextHandler(&log, nil)), Hurry: l.hurry,
-	})
+		Record: l.record, Grace: 20 * time.Second, Hurry: l.hurry,
+	}
+	l.console.Attach(&s)
+	out, err := engines.Supervise(ctx, s)
 	if err != nil {
 		l.t.Fatalf("supervising: %v", err)
 	}
-	l.stdout, l.stderr = contents(l.t, stdout), contents(l.t, stderr)
 	if l.t.Failed() || testing.Verbose() {
-		l.t.Logf("%s: %+v\n%s\n%s", strings.Join(l.args, " "), out, l.stderr, log.String())
+		l.t.Logf("%s: %+v", strings.Join(l.args, " "), out)
 	}
 	return out
-}
-
-func (l *live) file(name string) *os.File {
-	l.t.Helper()
-	f, err := os.Create(filepath.Join(l.t.TempDir(), name))
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	l.t.Cleanup(func() { f.Close() })
-	return f
-}
-
-func contents(t *testing.T, f *os.File) string {
-	t.Helper()
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		t.Fatal(err)
-	}
-	b, err := io.ReadAll(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b)
 }
 
 func (l *live) environment() []string {
@@ -195,7 +153,7 @@ func (l *live) want(out engines.Outcome, status workflow.Status, code, total, fi
 		l.t.Errorf("%d messages end the run, want 1", v.Ends)
 	}
 	if l.t.Failed() {
-		l.t.Logf("jobs: %+v\nlog: %s\nstderr: %s", v.ByName, v.Log, l.stderr)
+		l.t.Logf("jobs: %+v\nlog: %s\nstderr: %s", v.ByName, v.Log, l.console.Stderr())
 	}
 	return v
 }
@@ -458,8 +416,8 @@ func TestUntil(t *testing.T) {
 			l := newLive(t, two)
 			l.args = args
 			v := l.want(l.watch(t.Context()), workflow.StatusFinished, 0, 1, 1, 0, 0)
-			if !strings.Contains(l.stderr, "1 of 3 steps") || !strings.Contains(string(v.EngineSpecific), `"mode":"`+name+`"`) {
-				t.Errorf("Snakemake says %q, and engine_specific is %s", l.stderr, v.EngineSpecific)
+			if !strings.Contains(l.console.Stderr(), "1 of 3 steps") || !strings.Contains(string(v.EngineSpecific), `"mode":"`+name+`"`) {
+				t.Errorf("Snakemake says %q, and engine_specific is %s", l.console.Stderr(), v.EngineSpecific)
 			}
 		})
 	}
@@ -471,8 +429,8 @@ func TestNothingToBeDone(t *testing.T) {
 	l.write("a.txt", "")
 	l.write("b.txt", "")
 	v := l.want(l.watch(t.Context()), workflow.StatusFinished, 0, 0, 0, 0, 0)
-	if !strings.Contains(l.stderr, "Nothing to be done") || strings.Contains(string(v.EngineSpecific), "hook_error") {
-		t.Errorf("Snakemake says %q, and engine_specific is %s", l.stderr, v.EngineSpecific)
+	if !strings.Contains(l.console.Stderr(), "Nothing to be done") || strings.Contains(string(v.EngineSpecific), "hook_error") {
+		t.Errorf("Snakemake says %q, and engine_specific is %s", l.console.Stderr(), v.EngineSpecific)
 	}
 }
 
@@ -482,8 +440,8 @@ func TestWhatRunsNothingIsNotReported(t *testing.T) {
 	if v := l.run.View(); out.Watched || out.ExitCode != 0 || v.Messages != 0 || v.Submission != nil {
 		t.Errorf("a dry run is reported: %+v with %d messages", out, v.Messages)
 	}
-	if !strings.Contains(l.stdout, "This was a dry-run") {
-		t.Errorf("the dry run printed %q", l.stdout)
+	if !strings.Contains(l.console.Stdout(), "This was a dry-run") {
+		t.Errorf("the dry run printed %q", l.console.Stdout())
 	}
 }
 
@@ -600,8 +558,8 @@ func TestWhatIsTheUsers(t *testing.T) {
 	if err != nil || !strings.Contains(string(env), "PYTHONPATH="+site+"\n") {
 		t.Errorf("the jobs have another PYTHONPATH (%v):\n%s", err, env)
 	}
-	if strings.TrimSpace(l.stderr) != "" {
-		t.Errorf("with --quiet all it printed %q", l.stderr)
+	if strings.TrimSpace(l.console.Stderr()) != "" {
+		t.Errorf("with --quiet all it printed %q", l.console.Stderr())
 	}
 }
 

@@ -1,12 +1,9 @@
 package yadage
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -26,64 +23,34 @@ import (
 	"waymark/workflow"
 )
 
-// The test program is the relay of standard error, too.
-func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "relay" {
-		engines.Relay()
-		return
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { enginetest.Main(m) }
 
 // interpreter is Debian's, as old or new as the tests' machine has it.
 const interpreter = "/usr/bin/python3"
 
-func stub(t *testing.T) string {
-	t.Helper()
-	path, err := filepath.Abs("../../testdata/engines/yadage/fake/yadage_stub.py")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
 // live is the stand-in under supervision.
 type live struct {
 	engines.Supervision
-	run    *enginetest.Run
-	work   string
-	stderr string // a file
-	logged *bytes.Buffer
+	console *enginetest.Console
+	run     *enginetest.Run
+	work    string
 }
 
 func newLive(t *testing.T, scenario string) *live {
 	t.Helper()
-	folder := t.TempDir()
-	errs, err := os.Create(filepath.Join(folder, "stderr"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { errs.Close() })
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { null.Close() })
-	id := uuid.New()
-	l := &live{run: enginetest.NewRun(id), work: filepath.Join(folder, "work"), stderr: errs.Name(), logged: new(bytes.Buffer)}
+	folder, id := t.TempDir(), uuid.New()
+	l := &live{run: enginetest.NewRun(id), work: filepath.Join(folder, "work"), console: enginetest.NewConsole(t)}
 	env := slices.DeleteFunc(os.Environ(), func(v string) bool {
 		return strings.HasPrefix(v, "PYTHON") || strings.HasPrefix(v, "YADAGE") || strings.HasPrefix(v, "WAYMARK")
 	})
 	l.Supervision = engines.Supervision{
 		Adapter: Adapter{},
 		// Warnings would be errors, in the tracker too.
-		Args: []string{interpreter, "-W", "error", stub(t), scenario, l.work},
+		Args: []string{interpreter, "-W", "error", enginetest.Path(t, recordings+"/fake/yadage_stub.py"), scenario, l.work},
 		Dir:  folder, Env: append(env, "PYTHONDONTWRITEBYTECODE=1"),
-		Grace: 20 * time.Second, Interval: -1,
-		Logger:    slog.New(slog.NewTextHandler(l.logged, nil)),
-		Publisher: l.run, Relay: []string{os.Args[0], "relay"},
-		Stdin: null, Stdout: null, Stderr: errs, WorkflowID: id,
+		Grace: 20 * time.Second, Interval: -1, Publisher: l.run, WorkflowID: id,
 	}
+	l.console.Attach(&l.Supervision)
 	return l
 }
 
@@ -97,32 +64,7 @@ func (l *live) supervise(ctx context.Context, t *testing.T) (engines.Outcome, en
 	if out.Watched && v.Ends != 1 {
 		t.Errorf("the run has %d ends for a consumer, wanted 1", v.Ends)
 	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			text, _ := os.ReadFile(l.stderr)
-			t.Logf("the log: %s\nthe end of the engine's standard error:\n%s", l.logged, text[max(len(text)-4000, 0):])
-		}
-	})
 	return out, v
-}
-
-// superviseAnd acts once the run is as wanted, and waits for its end.
-func (l *live) superviseAnd(t *testing.T, what string, is func(enginetest.View) bool, act func(stop context.CancelCauseFunc)) (out engines.Outcome, v enginetest.View) {
-	t.Helper()
-	ctx, stop := context.WithCancelCause(context.WithoutCancel(t.Context()))
-	ended := make(chan error, 1)
-	go func() {
-		var err error
-		out, err = engines.Supervise(ctx, l.Supervision)
-		ended <- err
-	}()
-	defer stop(nil) // also if the wait below fails the test
-	l.run.Until(t, what, is)
-	act(stop)
-	if err := <-ended; err != nil {
-		t.Fatalf("supervising: %v", err)
-	}
-	return out, l.run.View()
 }
 
 func (l *live) want(t *testing.T, out engines.Outcome, status workflow.Status, code int, counts workflow.Counts) {
@@ -223,7 +165,7 @@ func TestLiveSignals(t *testing.T) {
 		t.Run(engines.SignalName(signal), func(t *testing.T) {
 			t.Parallel()
 			l := newLive(t, "slow")
-			out, v := l.superviseAnd(t, "running", func(v enginetest.View) bool { return v.Counts().Running == 2 }, func(stop context.CancelCauseFunc) {
+			out, v := l.run.SuperviseUntil(t, l.Supervision, "running", func(v enginetest.View) bool { return v.Counts().Running == 2 }, func(stop context.CancelCauseFunc) {
 				stop(&engines.StopError{Signal: signal})
 			})
 			if out.Status != workflow.StatusStopped || v.Status() != workflow.StatusStopped || out.ExitCode == 0 {
@@ -240,7 +182,7 @@ func TestLiveKilled(t *testing.T) {
 	t.Parallel()
 	l := newLive(t, "slow")
 	pid := 0
-	out, v := l.superviseAnd(t, "running", func(v enginetest.View) bool { return v.Counts().Running == 2 }, func(context.CancelCauseFunc) {
+	out, v := l.run.SuperviseUntil(t, l.Supervision, "running", func(v enginetest.View) bool { return v.Counts().Running == 2 }, func(context.CancelCauseFunc) {
 		pid = engineOf(t, l.work+".0")
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			t.Errorf("killing the engine: %v", err)
@@ -325,9 +267,8 @@ func TestLiveUsersTracker(t *testing.T) {
 			if out.ExitCode != tc.code || bare.ProcessState.ExitCode() != tc.code {
 				t.Errorf("the exit code is %d, of the bare run %d, wanted %d", out.ExitCode, bare.ProcessState.ExitCode(), tc.code)
 			}
-			text, err := os.ReadFile(l.stderr)
-			if err != nil || !strings.Contains(string(text), tc.stderr) || !strings.Contains(string(text), "the site") {
-				t.Errorf("standard error is %q (%v), wanted %q and the site's own line in it", text, err, tc.stderr)
+			if text := l.console.Stderr(); !strings.Contains(text, tc.stderr) || !strings.Contains(text, "the site") {
+				t.Errorf("standard error is %q, wanted %q and the site's own line in it", text, tc.stderr)
 			}
 		})
 	}
@@ -397,17 +338,10 @@ func TestTrackerGivesUp(t *testing.T) {
 func TestTrackerIsCheap(t *testing.T) {
 	t.Parallel()
 	l := newLive(t, "many")
-	file, err := os.Create(filepath.Join(l.Dir, "stdout"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer file.Close()
-	l.Stdout = file
 	out, v := l.supervise(t.Context(), t)
 	l.want(t, out, workflow.StatusFinished, 0, workflow.Counts{Total: 5000, Finished: 5000})
-	text, err := os.ReadFile(file.Name())
-	share, e := strconv.ParseFloat(strings.TrimSpace(string(text)), 64)
-	if err := errors.Join(err, e); err != nil {
+	share, err := strconv.ParseFloat(strings.TrimSpace(l.console.Stdout()), 64)
+	if err != nil {
 		t.Fatalf("reading which share of the time the tracker took: %v", err)
 	}
 	if share > 0.1 {

@@ -3,7 +3,6 @@ package yadage
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -32,29 +31,6 @@ type expected struct {
 	CountsOverTime [][4]int `json:"counts_over_time"`
 }
 
-func readExpected(t *testing.T, folder string) expected {
-	t.Helper()
-	content, err := os.ReadFile(filepath.Join(folder, "expected.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var want expected
-	if err := json.Unmarshal(content, &want); err != nil {
-		t.Fatalf("%s: %v", folder, err)
-	}
-	return want
-}
-
-// ids are the jobs of stable names.
-func ids(names []string) []string {
-	all := []string{}
-	for _, name := range names {
-		all = append(all, engines.JobID(enginetest.WorkflowID, Engine, name))
-	}
-	slices.Sort(all)
-	return all
-}
-
 func idsIn(told enginetest.Told, status workflow.JobStatus) []string {
 	all := []string{}
 	for _, j := range told.Jobs {
@@ -69,7 +45,7 @@ func idsIn(told enginetest.Told, status workflow.JobStatus) []string {
 func TestRecordings(t *testing.T) {
 	for _, folder := range enginetest.Recordings(t, recordings) {
 		t.Run(filepath.Base(folder), func(t *testing.T) {
-			r, want := enginetest.Read(t, folder), readExpected(t, folder)
+			r, want := enginetest.Read(t, folder), enginetest.Expected[expected](t, folder)
 			told := enginetest.Tell(newReducer(enginetest.WorkflowID), r.Events, r.Exit)
 			if int(told.Status) != want.Status {
 				t.Errorf("the run ended as %v (%s), wanted status %d", told.Status, told.Reason, want.Status)
@@ -81,7 +57,7 @@ func TestRecordings(t *testing.T) {
 				status workflow.JobStatus
 				names  []string
 			}{{workflow.JobFinished, want.Finished}, {workflow.JobFailed, want.Failed}, {workflow.JobCreated, want.Pending}} {
-				if diff := cmp.Diff(ids(state.names), idsIn(told, state.status)); diff != "" {
+				if diff := cmp.Diff(enginetest.IDs(Engine, state.names), idsIn(told, state.status)); diff != "" {
 					t.Errorf("the %v jobs (-want +got):\n%s", state.status, diff)
 				}
 			}
@@ -108,8 +84,8 @@ func TestTextOfRecordings(t *testing.T) {
 	r := enginetest.Read(t, filepath.Join(recordings, "dynamic-ok"))
 	events := slices.DeleteFunc(r.Events, func(e engines.Event) bool { return e.Source == engines.Hook })
 	told := enginetest.Tell(newReducer(enginetest.WorkflowID), events, r.Exit)
-	want := readExpected(t, filepath.Join(recordings, "dynamic-ok"))
-	if diff := cmp.Diff(ids(want.Finished), idsIn(told, workflow.JobFinished)); diff != "" {
+	want := enginetest.Expected[expected](t, filepath.Join(recordings, "dynamic-ok"))
+	if diff := cmp.Diff(enginetest.IDs(Engine, want.Finished), idsIn(told, workflow.JobFinished)); diff != "" {
 		t.Errorf("the finished jobs (-want +got):\n%s", diff)
 	}
 	if told.Status != workflow.StatusFinished || told.Counts.Total != 5 || told.Specific["mode"] != "text" {
