@@ -97,7 +97,8 @@ func (a *app) attachSnakemake(cmd *cobra.Command, f *reportFlags, dir string) er
 	if err != nil {
 		return err
 	}
-	a.say("run %s: following %s", id, harmless(run.Log))
+	announce(a.say, id, f.name, to != nil)
+	a.say("reading %s", harmless(run.Log))
 	reporter := engines.NewReporter(ctx, engines.Config{
 		Engine: snakemake.Engine, FinalTimeout: f.finalTimeout, Logger: a.loggerTo(a.stderr, c, true), Publisher: to, WorkflowID: id,
 	})

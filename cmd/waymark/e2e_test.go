@@ -217,8 +217,8 @@ func TestEndToEnd(t *testing.T) {
 	wg.Wait()
 	for i, r := range runs {
 		got := outcomes[i].want(t, r.code)
-		if !strings.HasPrefix(got.stderr, "run ") || !strings.Contains(got.stderr, ", spooled 0, dropped 0\n") {
-			t.Errorf("%s: standard error does not begin with the id and end with what was published:\n%s", r.name, got.stderr)
+		if !runLine.MatchString(got.stderr) || !strings.Contains(got.stderr, "name "+r.name+"; to follow it: waymark watch ") || !strings.Contains(got.stderr, ", spooled 0, dropped 0\n") {
+			t.Errorf("%s: standard error does not begin with id and name, and end with what was published:\n%s", r.name, got.stderr)
 		}
 	}
 	if got := outcomes[0].stdout; got != "hello\na\x1b[31mb\n" {

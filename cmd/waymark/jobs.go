@@ -82,11 +82,7 @@ of the job; "waymark status" counts the jobs of the latest.
 						default:
 							duration = elapsed(j.StartedAt, a.now())
 						}
-						name := j.Name
-						if j.Path != "" {
-							name = j.Path + "/" + name
-						}
-						row := []string{clip(harmless(j.ID), 40), clip(harmless(name), 40), status, exit,
+						row := []string{clip(harmless(j.ID), 40), clip(harmless(jobName(j)), 40), status, exit,
 							strconv.Itoa(j.Attempt), clock(j.StartedAt), duration, clip(harmless(j.Command), 60)}
 						if again {
 							row = slices.Insert(row, runColumn, strconv.Itoa(j.RunAttempt))
@@ -117,6 +113,14 @@ of the job; "waymark status" counts the jobs of the latest.
 	addOutputFlags(cmd, formatTable, formatJSON, formatJSONL)
 	addConfigFlags(cmd, "database", "log")
 	return cmd
+}
+
+// jobName is a job's name with its path before it.
+func jobName(j *workflow.Job) string {
+	if j.Path == "" {
+		return j.Name
+	}
+	return j.Path + "/" + j.Name
 }
 
 // byStart puts jobs in the order in which they started, those that have not at

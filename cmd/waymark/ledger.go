@@ -110,7 +110,7 @@ func (a *app) showLedger(o *output, entries []workflow.LedgerEntry, depths map[s
 		}{views, balanced, fault}); err != nil {
 			return err
 		}
-	} else if err := o.table(columns("QUEUE", ">RECEIVED", ">APPLIED", ">DUPLICATE", ">STALE", ">DEAD", "BALANCED", ">READY", ">CONSUMERS", ">DEAD-LETTERS"), rows, true); err != nil {
+	} else if err := o.tableOrCards(columns("QUEUE", ">RECEIVED", ">APPLIED", ">DUPLICATE", ">STALE", ">DEAD", "BALANCED", ">READY", ">CONSUMERS", ">DEAD-LETTERS"), rows); err != nil {
 		return err
 	}
 	if brokerErr != nil {

@@ -19,7 +19,7 @@ import (
 
 func (a *app) listCommand() *cobra.Command {
 	var statuses, labels []string
-	var owner, engine, name, since, until string
+	var owner, engine, name, since, until, stale string
 	paging := &paging{what: "workflow", most: 1000}
 	cmd := &cobra.Command{
 		Use:     "list",
@@ -27,8 +27,13 @@ func (a *app) listCommand() *cobra.Command {
 		Short:   "List workflows, the newest first",
 		Long: `List workflows, the newest first; deleted ones only if asked for by status.
 All filters must fit. When more workflows follow, the last line says what to
-type to see them.`,
+type to see them.
+
+--stale 1h lists those that have not ended, and of which nothing new has come
+for an hour: the engine, or what reported it, may have been killed, or a job
+simply takes so long. "waymark end" ends what will not be heard of again.`,
 		Example: `  waymark list --status running,failed --since 24h
+  waymark list --stale 12h
   waymark list --name 'fit*' --label experiment=atlas --json
   waymark list --all --output jsonl | jq -r .id`,
 		Args: args(0, 0, ""),
@@ -56,15 +61,25 @@ type to see them.`,
 			if filter.Until, err = parseTime("--until", until, a.now()); err != nil {
 				return err
 			}
+			if filter.QuietSince, err = parseTime("--stale", stale, a.now()); err != nil {
+				return err
+			}
+			last, length := ">DURATION", runTime
+			if stale != "" {
+				last, length = ">SILENT", silence
+				if len(filter.Statuses) == 0 {
+					filter.Statuses = activeStatuses
+				}
+			}
 			o := a.output(cmd)
 			return a.withStore(cmd, func(ctx context.Context, _ *config, db *store.DB) error {
 				l := listing[workflow.Summary]{
 					key:     "workflows",
-					columns: columns("~NAME", "ID", "~OWNER", "~ENGINE", "STATUS", "PROGRESS", "STARTED", ">DURATION"),
+					columns: columns("~NAME", "ID", "~OWNER", "~ENGINE", "STATUS", "PROGRESS", "STARTED", last),
 					view:    func(s *workflow.Summary) any { return viewWorkflow(s, a.now()) },
 					row: func(s *workflow.Summary) []string {
 						return []string{clip(runName(s), 40), shortID(s.ID), clip(harmless(s.Owner), 40), clip(harmless(s.Engine), 40),
-							o.status(s.Status.String()), progressText(s.Counts), minute(s.StartedAt), runTime(s, a.now())}
+							o.status(s.Status.String()), progressText(s.Counts), minute(s.StartedAt), length(s, a.now())}
 					},
 					page: func(cursor string) (workflow.Page[workflow.Summary], error) {
 						filter.Cursor = cursor
@@ -83,11 +98,15 @@ type to see them.`,
 	f.StringArrayVar(&labels, "label", nil, "only workflows with this label, as `KEY=VALUE`; may be repeated")
 	f.StringVar(&since, "since", "", "only workflows first heard of at or after this `time`: 24h or 7d ago, or RFC 3339")
 	f.StringVar(&until, "until", "", "only workflows first heard of before this `time`")
+	f.StringVar(&stale, "stale", "", "only workflows that have not ended and are silent since this `time`: 1h or 7d ago, or RFC 3339")
 	paging.addFlags(f)
 	addOutputFlags(cmd, formatTable, formatJSON, formatJSONL)
 	addConfigFlags(cmd, "database", "log")
 	return cmd
 }
+
+// silence is for how long nothing new was heard of a run.
+func silence(s *workflow.Summary, now time.Time) string { return elapsed(s.UpdatedAt, now) }
 
 // paging is how much of a long list is shown.
 type paging struct {

@@ -24,26 +24,45 @@ const (
 	formatJSONL format = "jsonl" // one document a line
 )
 
-// addOutputFlags gives cmd --output, and --json where that is one of the formats.
+// addOutputFlags gives cmd --output, and --json as a short word for the first
+// of the formats that is JSON.
 func addOutputFlags(cmd *cobra.Command, formats ...format) {
 	words := make([]string, len(formats))
 	for i, f := range formats {
 		words[i] = string(f)
 	}
 	cmd.Flags().String("output", words[0], "form of the answer: "+strings.Join(words, ", "))
-	if slices.Contains(formats, formatJSON) {
-		cmd.Flags().Bool("json", false, "short for --output json")
+	short := formatJSON
+	if !slices.Contains(formats, formatJSON) {
+		short = formatJSONL // of a command whose answer has no end
+	}
+	if slices.Contains(formats, short) {
+		cmd.Flags().Bool("json", false, "short for --output "+string(short))
+		_ = cmd.Flags().SetAnnotation("json", shortAnnotation, []string{string(short)}) // the flag is there
 	}
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
 		chosen, _ := cmd.Flags().GetString("output")
 		if !slices.Contains(words, chosen) {
 			return usage("--output: unknown format %q: expected %s", chosen, alternatives(words))
 		}
-		if short, err := cmd.Flags().GetBool("json"); err == nil && short && cmd.Flags().Changed("output") && chosen != string(formatJSON) {
+		if short, given := shortFormat(cmd); given && cmd.Flags().Changed("output") && chosen != string(short) {
 			return usage("--json and --output %s: give one of them", chosen)
 		}
 		return nil
 	}
+}
+
+// shortAnnotation marks the flag --json with the format it is short for.
+const shortAnnotation = "waymark_format"
+
+// shortFormat is what --json is short for, if it is given.
+func shortFormat(cmd *cobra.Command) (short format, given bool) {
+	f := cmd.Flags().Lookup("json")
+	if f == nil || f.Annotations[shortAnnotation] == nil {
+		return "", false
+	}
+	given, err := cmd.Flags().GetBool("json")
+	return format(f.Annotations[shortAnnotation][0]), given && err == nil
 }
 
 // output is where a command's answer goes, and in which form.
@@ -69,8 +88,8 @@ func (a *app) output(cmd *cobra.Command) *output {
 	if chosen, err := cmd.Flags().GetString("output"); err == nil {
 		o.format = format(chosen)
 	}
-	if short, err := cmd.Flags().GetBool("json"); err == nil && short {
-		o.format = formatJSON
+	if short, given := shortFormat(cmd); given {
+		o.format = short
 	}
 	return o
 }
@@ -231,6 +250,46 @@ func (o *output) table(columns []column, rows [][]string, withHead bool) error {
 		t.AppendRow(cells)
 	}
 	_, err := fmt.Fprintln(o.w, t.Render())
+	return err
+}
+
+// tableOrCards writes a table or, on a terminal that is too narrow for it, a card
+// for each row: its first cell and, below it, each of the others on a line. For
+// tables of numbers, none of which may be cut.
+func (o *output) tableOrCards(columns []column, rows [][]string) error {
+	heads := make([]string, len(columns))
+	for i, c := range columns {
+		heads[i] = c.head
+	}
+	total, names, cells := -len(columnGap), 0, 0
+	for i := range columns {
+		width := 0
+		for _, row := range append(rows, heads) {
+			width = max(width, prettytext.StringWidthWithoutEscSequences(row[i]))
+		}
+		total += width + len(columnGap)
+		if i > 0 {
+			names = max(names, prettytext.StringWidthWithoutEscSequences(heads[i]))
+			for _, row := range rows {
+				cells = max(cells, prettytext.StringWidthWithoutEscSequences(row[i]))
+			}
+		}
+	}
+	if o.width <= 0 || total <= o.width {
+		return o.table(columns, rows, true)
+	}
+	var b strings.Builder
+	for _, row := range rows {
+		fmt.Fprintln(&b, o.bold(row[0]))
+		for i, cell := range row[1:] {
+			if cell == "" {
+				cell = "-"
+			}
+			name := strings.ToLower(heads[i+1])
+			fmt.Fprintf(&b, "%s%s%s%s\n", columnGap, prettytext.Pad(name, names, ' '), columnGap, prettytext.AlignRight.Apply(cell, cells))
+		}
+	}
+	_, err := io.WriteString(o.w, b.String())
 	return err
 }
 

@@ -38,6 +38,23 @@ func TestTableFitsTheTerminal(t *testing.T) {
 	}
 }
 
+// Numbers are never cut: where there is no room for a table each row is a card.
+func TestCardsOnANarrowTerminal(t *testing.T) {
+	heads := columns("QUEUE", ">RECEIVED", ">DEAD", "BALANCED", ">READY")
+	row := []string{"jobs-status", "1234567890", "7", "yes", ""}
+	table := "QUEUE          RECEIVED  DEAD  BALANCED  READY\njobs-status  1234567890     7  yes           -\n"
+	cards := "jobs-status\n  received  1234567890\n  dead               7\n  balanced         yes\n  ready              -\n"
+	for width, want := range map[int]string{0: table, 46: table, 45: cards, 20: cards} {
+		var b strings.Builder
+		if err := (&output{w: &b, width: width}).tableOrCards(heads, [][]string{row}); err != nil {
+			t.Fatal(err)
+		}
+		if b.String() != want {
+			t.Errorf("%d columns wide:\n%s\nwant:\n%s", width, b.String(), want)
+		}
+	}
+}
+
 func TestTableFitsAnyTerminal(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		width := rapid.IntRange(30, 120).Draw(t, "width")

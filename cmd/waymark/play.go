@@ -112,7 +112,7 @@ func (a *app) play(cmd *cobra.Command, f *replayFlags, path string) error {
 	if err != nil {
 		return err
 	}
-	a.say("run %s", id)
+	announce(a.say, id, f.name, true)
 	p := engines.Playback{
 		Engine: e.adapter.Engine(), FinalTimeout: f.finalTimeout, Publisher: to, Recording: r, Reducer: e.reducer(id), Speed: f.speed,
 		Submission: &workflow.Submission{User: f.owner, Workflow: id.String(), Name: f.name, Engine: e.adapter.Engine(), Labels: labels},

@@ -186,6 +186,135 @@ func TestJobsOfImpossibleTimes(t *testing.T) {
 	}
 }
 
+// A log says who wrote: the job by its name, and the attempt of a run that has
+// begun anew.
+func TestLogsSayWhoWrote(t *testing.T) {
+	t.Parallel()
+	a := newApplied(t)
+	id := uuid.New()
+	for attempt := 1; attempt <= 2; attempt++ {
+		at := time.Unix(int64(attempt*100), 0)
+		a.say(t, workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusRunning, Attempt: attempt, EventTime: at, Logs: "begun\n", Jobs: []workflow.JobReport{
+			{ID: "0000-a", Name: "gen", Path: "outer", Status: workflow.JobFinished, Command: "gen one", Logs: "one\n"}}})
+		a.say(t, workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusRunning, Attempt: attempt, EventTime: at.Add(time.Second), Jobs: []workflow.JobReport{
+			{ID: "0000-b", Name: "\x1b[2Jgen", Status: workflow.JobRunning, Logs: "two\n"}, {ID: "nameless", Status: workflow.JobRunning}}})
+		a.say(t, workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusRunning, Attempt: attempt, EventTime: at.Add(2 * time.Second), Jobs: []workflow.JobReport{{ID: "nameless", Status: workflow.JobRunning, Logs: "three\n"}}})
+	}
+	a.say(t, workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusFinished, Attempt: 2, EventTime: time.Unix(1000, 0)})
+	for _, test := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"--all-jobs"}, `==> run <==
+begun
+==> job outer/gen (0000-a) <==
+one
+==> job \x1b[2Jgen (0000-b) <==
+two
+==> job nameless <==
+three
+==> run, attempt 2 <==
+begun
+==> job outer/gen (0000-a), attempt 2 <==
+one
+==> job \x1b[2Jgen (0000-b), attempt 2 <==
+two
+==> job nameless, attempt 2 <==
+three
+`},
+		{[]string{"--all-jobs", "--tail", "2", "--follow"}, "==> job \\x1b[2Jgen (0000-b), attempt 2 <==\ntwo\n==> job nameless, attempt 2 <==\nthree\n"},
+		{nil, "begun\n==> run, attempt 2 <==\nbegun\n"},
+		{[]string{"--job", "0000-a"}, "one\n==> job 0000-a, attempt 2 <==\none\n"},
+	} {
+		if d := cmp.Diff(test.want, a.run(t, append([]string{"logs", id.String()}, test.args...)...).want(t, exitOK).stdout); d != "" {
+			t.Errorf("logs %q (-want, +got):\n%s", test.args, d)
+		}
+	}
+	lines := strings.Split(strings.TrimSpace(a.run(t, "logs", id.String(), "--follow", "--json").want(t, exitOK).stdout), "\n")
+	if len(lines) != 2 || !json.Valid([]byte(lines[0])) || !json.Valid([]byte(lines[1])) {
+		t.Errorf("logs --follow --json says %q, want two objects, each on a line", lines)
+	}
+}
+
+// A name that several jobs have is refused, with what tells them apart.
+func TestLogsOfAnAmbiguousJob(t *testing.T) {
+	t.Parallel()
+	a := newApplied(t)
+	id := uuid.New()
+	a.say(t, workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusFinished, EventTime: time.Unix(100, 0), Jobs: []workflow.JobReport{
+		{ID: "0000-a", Name: "gen", Status: workflow.JobFinished, Command: "gen one", StartedAt: time.Unix(60, 0), Logs: "1\n"},
+		{ID: "0000-b", Name: "gen", Status: workflow.JobFailed, Command: "gen \x1b[2J", StartedAt: time.Unix(61, 0), Logs: "2\n"},
+		{ID: "0000-c", Name: "fit", Status: workflow.JobFailed, Command: "fit"}}})
+	got := a.run(t, "logs", id.String(), "--job", "gen").want(t, exitNotFound)
+	want := `JOB     STATUS    STARTED               COMMAND
+0000-a  finished  1970-01-01T00:01:00Z  gen one
+0000-b  failed    1970-01-01T00:01:01Z  gen \x1b[2J
+waymark: job "gen": ambiguous: it fits 2 jobs; give --job an id, or the beginning of one
+`
+	if d := cmp.Diff(want, got.stderr); d != "" || got.stdout != "" {
+		t.Errorf("logs of a name that two jobs have says %q and (-want, +got):\n%s", got.stdout, d)
+	}
+	if got := a.run(t, "logs", id.String(), "--job", "0000").want(t, exitNotFound); !strings.Contains(got.stderr, "it fits 3 jobs") || !strings.Contains(got.stderr, " fit ") {
+		t.Errorf("logs of the beginning of three ids says\n%swant their names, too", got.stderr)
+	}
+	if got := a.run(t, "logs", id.String(), "--job", "0000-b").want(t, exitOK).stdout; got != "2\n" {
+		t.Errorf("the log of the second is %q", got)
+	}
+}
+
+// Runs that nobody reports any more are found, however they are called.
+func TestListStale(t *testing.T) {
+	t.Parallel()
+	a := newApplied(t)
+	old, err := store.Open(t.Context(), store.Config{URL: a.database.URL, Schema: a.database.Schema, Now: func() time.Time { return time.Now().Add(-3 * time.Hour) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { old.Close() })
+	now := a.db
+	silent, ended, alive := uuid.New(), uuid.New(), uuid.New()
+	a.db = old
+	a.submit(t, silent.String(), "ada", "fit")
+	a.say(t, workflow.StatusMessage{WorkflowID: silent, Status: workflow.StatusRunning})
+	a.say(t, workflow.StatusMessage{WorkflowID: alive, Status: workflow.StatusRunning})
+	a.say(t, workflow.StatusMessage{WorkflowID: ended, Status: workflow.StatusFailed})
+	a.db = now
+	a.say(t, workflow.StatusMessage{WorkflowID: alive, Status: workflow.StatusRunning, Logs: "a sign of life\n", EventTime: time.Unix(100, 0)})
+
+	got := a.run(t, "list", "--stale", "1h").want(t, exitOK).stdout
+	if lines := strings.Split(got, "\n"); len(lines) != 3 || !strings.HasSuffix(lines[0], "SILENT") || !strings.HasPrefix(lines[1], "fit#1 ") || !strings.HasSuffix(lines[1], " 3h00m") {
+		t.Errorf("list --stale 1h:\n%swant fit#1 alone, silent for 3h00m", got)
+	}
+	for _, args := range [][]string{{"--stale", "4h"}, {"--stale", "1h", "--owner", "bob"}} {
+		if got := a.run(t, append([]string{"list"}, args...)...).want(t, exitOK).stdout; got != "" {
+			t.Errorf("list %q shows\n%s", args, got)
+		}
+	}
+	if got := a.run(t, "list", "--stale", "1h", "--status", "failed", "--output", "jsonl").want(t, exitOK).stdout; !strings.Contains(got, ended.String()) || strings.Contains(got, silent.String()) {
+		t.Errorf("list --stale 1h --status failed shows %q, want the run that failed", got)
+	}
+	if got := a.run(t, "list", "--stale", "long").want(t, exitUsage).stderr; !strings.Contains(got, "--stale: ") {
+		t.Errorf("list --stale long says %q", got)
+	}
+}
+
+// Of a stream --json is an object a line.
+func TestWatchJSON(t *testing.T) {
+	t.Parallel()
+	a := newApplied(t)
+	id := uuid.New()
+	a.say(t, workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusFinished})
+	got := a.run(t, "watch", id.String(), "--json").want(t, exitOK).stdout
+	var w statusAnswer
+	if decodeJSON(t, got, &w); w.Status != "finished" || strings.Count(got, "\n") != 1 {
+		t.Errorf("watch --json says %q, want one object on a line", got)
+	}
+	if got := a.run(t, "watch", id.String(), "--json", "--output", "table").want(t, exitUsage).stderr; !strings.Contains(got, "--json and --output table") {
+		t.Errorf("two formats at once: %q", got)
+	}
+	a.run(t, "watch", id.String(), "--json", "--output", "jsonl").want(t, exitOK)
+}
+
 // A long log is streamed: what it takes of memory does not grow with it.
 func TestLogsTakeLittleMemory(t *testing.T) { // alone, as it measures the whole process
 	const chunks, mebi = 64, 1 << 20

@@ -58,7 +58,7 @@ Configuration: flags, then environment (WAYMARK_BROKER_URL, …), then the file
 	}
 	add("run", a.runCommand(), a.attachCommand(), a.replayCommand(), a.publishCommand())
 	add("read", a.listCommand(), a.statusCommand(), a.jobsCommand(), a.logsCommand(), a.historyCommand(), a.watchCommand())
-	add("operate", a.serveCommand(), a.migrateCommand(), a.deadLettersCommand(), a.ledgerCommand(), a.devCommand(), a.benchCommand(), a.configCommand(), a.versionCommand())
+	add("operate", a.serveCommand(), a.migrateCommand(), a.deadLettersCommand(), a.endCommand(), a.ledgerCommand(), a.devCommand(), a.benchCommand(), a.configCommand(), a.versionCommand())
 	add("contract", a.validateCommand(), a.conformanceCommand(), a.schemasCommand())
 	root.AddCommand(relayCommand(), &cobra.Command{
 		Use: "exit-codes", Short: "What the exit codes mean", Long: exitCodesHelp,

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -147,12 +148,13 @@ type watchedFlags struct {
 const watchedHelp = `
 
 The engine runs as it would without Waymark: same arguments, same output, same
-exit code. The id of the run is printed first, on standard error; what became of
-it is printed last. Nothing that happens to Waymark or the broker harms the run:
-how it ended is tried to be delivered for --final-timeout, and what is not
-confirmed by then is kept on disk (publisher.spool_dir; not with --no-spool), and
-delivered by the next run, by "waymark publish --spool", or by a "waymark serve"
-that is told the folder. Without broker.url nothing is reported.
+exit code. The id of the run is printed first, on standard error, with its name and
+how to follow it; what became of it is printed last. Nothing that happens to
+Waymark or the broker harms the run: how it ended is tried to be delivered for
+--final-timeout, and what is not confirmed by then is kept on disk
+(publisher.spool_dir; not with --no-spool), and delivered by the next run, by
+"waymark publish --spool", or by a "waymark serve" that is told the folder.
+Without broker.url nothing is reported.
 
 A setting in the environment or in a file that cannot be used is said, and the run
 is not reported; with --require-broker nothing is run then.
@@ -193,6 +195,9 @@ func (a *app) runWatched(cmd *cobra.Command, e watchedEngine, f *watchedFlags, c
 	if id == uuid.Nil {
 		id = uuid.New()
 	}
+	if f.name == "" {
+		f.name = folderName()
+	}
 	ctx, hurry, stop := engines.NotifyContext(cmd.Context(), stopSignals()...)
 	defer stop()
 	logger := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
@@ -216,7 +221,7 @@ func (a *app) runWatched(cmd *cobra.Command, e watchedEngine, f *watchedFlags, c
 		Adapter: e.adapter,
 		Announce: func(watched bool) {
 			if watched {
-				a.say("run %s", id)
+				announce(a.say, id, f.name, to != nil)
 			}
 		},
 		Args:         command,
@@ -271,6 +276,28 @@ func notStarted(err error) int {
 		return 127
 	}
 	return 126
+}
+
+// folderName is that of the folder that this program works in, empty if that is gone.
+func folderName() string {
+	dir, err := os.Getwd()
+	if err != nil {
+		return ""
+	}
+	return filepath.Base(dir)
+}
+
+// announce says which run begins and, if it is reported, how to follow it. The
+// id stands alone, so that programs find it.
+func announce(say func(string, ...any), id uuid.UUID, name string, reported bool) {
+	say("run %s", id)
+	if !reported {
+		return
+	}
+	if name != "" {
+		name = "name " + clip(harmless(name), 80) + "; "
+	}
+	say("%sto follow it: waymark watch %s", name, shortID(id))
 }
 
 // say says a line on standard error.

@@ -55,8 +55,8 @@ func TestRunScript(t *testing.T) {
 	if stdout.String() != "data\x00" {
 		t.Errorf("standard output is %q, want that of the program alone", &stdout)
 	}
-	if m := runLine.FindStringSubmatch(stderr.String()); m == nil || m[1] != id || !strings.HasPrefix(stderr.String(), "run ") {
-		t.Errorf("standard error does not begin with the run's id:\n%s", &stderr)
+	if want := "run " + id + "\nname nightly; to follow it: waymark watch " + id[:8] + "\n"; !strings.HasPrefix(stderr.String(), want) {
+		t.Errorf("standard error does not begin with the run's id and name, and how to follow it:\n%swant\n%s", &stderr, want)
 	}
 	if !strings.Contains(stderr.String(), "mine=[here] id="+id+"\n") {
 		t.Errorf("the program lacks its environment, or its run:\n%s", &stderr)

@@ -36,7 +36,8 @@ func (a *app) runSerialCommand() *cobra.Command {
 		Use:   "serial",
 		Short: "Run a serial workflow of REANA",
 		Long: `Run a serial workflow of REANA on this machine, one command after the other, and
-report it. The id of the run is printed first, on standard error.
+report it. The id of the run is printed first, on standard error, with its name and
+how to follow it.
 
 Commands run with /bin/sh in a workspace folder, as this user and without
 containers: run only what you trust. The inputs that reana.yaml declares are
@@ -110,7 +111,11 @@ func (a *app) runSerial(cmd *cobra.Command, f *serialFlags) error {
 	if err != nil {
 		return err
 	}
-	announced := &announcer{say: func(id uuid.UUID) { view.line("run %s", id) }}
+	name := f.name
+	if name == "" {
+		name = serial.DefaultName(f.file)
+	}
+	announced := &announcer{say: func(id uuid.UUID) { announce(view.line, id, name, to != nil) }}
 	if to != nil {
 		announced.next = to
 	}

@@ -101,8 +101,10 @@ func failures(ctx context.Context, db *store.DB, id uuid.UUID, attempt int) (lis
 	for i := range page.Items {
 		job := &page.Items[i]
 		var text strings.Builder
-		err := eachOfTail(ctx, db, id, workflow.LogFilter{JobID: job.ID}, shownLogLines, func(chunk *workflow.LogEntry) error {
-			text.WriteString(wholeLines(chunk.Text))
+		err := eachOfTail(ctx, db, id, workflow.LogFilter{JobID: job.ID}, shownLogLines, func(chunks []workflow.LogEntry) error {
+			for i := range chunks {
+				text.WriteString(wholeLines(chunks[i].Text))
+			}
 			return nil
 		})
 		if err != nil {

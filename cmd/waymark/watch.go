@@ -30,7 +30,7 @@ have not ended, and those that begin, until Ctrl-C. The database tells of each
 change; nothing is polled.
 
 A terminal shows a table that changes in place. Elsewhere each change is one
-line or, with --output jsonl, one object.
+line or, with --json, one object.
 
 Exits with 0 if all finished, 1 if one failed, 5 if none failed but one was
 stopped or deleted.
@@ -38,7 +38,7 @@ stopped or deleted.
 ` + workflowHelp,
 		Example: `  waymark watch
   waymark watch fit && echo done
-  waymark watch fit --wait --output jsonl`,
+  waymark watch fit --wait --json`,
 		Args: args(0, -1, workflowArgument),
 		RunE: func(cmd *cobra.Command, refs []string) error {
 			if wait && len(refs) == 0 {
@@ -151,6 +151,8 @@ func (w *watcher) resolve(ctx context.Context) error {
 			w.add(id)
 		case w.wait && errors.Is(err, workflow.ErrNotFound):
 			still = append(still, ref)
+		case errors.Is(err, workflow.ErrNotFound):
+			return fmt.Errorf("%w, or --wait for it", err)
 		default:
 			return err
 		}

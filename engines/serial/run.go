@@ -49,8 +49,7 @@ type RunConfig struct {
 	Labels map[string]string
 	// Logger hears of what deserves attention, each kind once. Default: none.
 	Logger *slog.Logger
-	// Name of the workflow as people call it. Default: that of the folder of
-	// the reana.yaml.
+	// Name of the workflow as people call it. Default: [DefaultName].
 	Name string
 	// Observe is called with each event, in order, by the goroutine that
 	// called Run, which waits for it. Default: nobody watches.
@@ -283,12 +282,18 @@ func (r *run) submission() *workflow.Submission {
 		s.User = engines.ProcessUser()
 	}
 	if s.Name == "" {
-		s.Name = "workflow"
-		if path, err := filepath.Abs(r.Path); err == nil && len(filepath.Dir(path)) > 1 {
-			s.Name = filepath.Base(filepath.Dir(path))
-		}
+		s.Name = DefaultName(r.Path)
 	}
 	return s
+}
+
+// DefaultName is what people call a workflow that has no other name: the folder
+// of its file.
+func DefaultName(file string) string {
+	if path, err := filepath.Abs(file); err == nil && len(filepath.Dir(path)) > 1 {
+		return filepath.Base(filepath.Dir(path))
+	}
+	return "workflow"
 }
 
 // execute runs the commands and leaves in result how that went.
