@@ -93,3 +93,66 @@ func TestRunMadeByAnother(t *testing.T) {
 		t.Errorf("the run is %v, %v; want it finished", got.Status, err)
 	}
 }
+
+// A batch of many runs that waits for its turn holds no snapshot, which would
+// keep the server from clearing away what the others outdate. A batch of few
+// runs does not wait.
+func TestTurns(t *testing.T) {
+	t.Parallel()
+	d := servicetest.Database(t)
+	large, small := newApplier(another(t, d)), newApplier(another(t, d))
+	if _, err := large.db.Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	of := func(runs int) (deliveries []workflow.Delivery) {
+		for range runs {
+			deliveries = append(deliveries, trace(uuid.New())...)
+		}
+		return deliveries
+	}
+	conn := raw(t, d)
+	// The first of a connection prepares the statements, which is no waiting.
+	if _, err := large.db.Apply(t.Context(), large.batch(of(100)...)); err != nil {
+		t.Fatal(err)
+	}
+	other, err := conn.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Rollback()
+	if _, err := other.Exec(`LOCK TABLE apply_turns IN EXCLUSIVE MODE`); err != nil {
+		t.Fatal(err)
+	}
+	answered := make(chan error, 1)
+	go func() {
+		_, err := large.db.Apply(t.Context(), large.batch(of(100)...))
+		answered <- err
+	}()
+	const waiting = `FROM pg_stat_activity AS a JOIN pg_locks AS l USING (pid) WHERE l.relation = 'apply_turns'::regclass AND NOT l.granted`
+	servicetest.Eventually(t, time.Minute, "the large batch waits for its turn", func() error {
+		var n int
+		err := conn.QueryRow(`SELECT count(*) ` + waiting).Scan(&n)
+		if err == nil && n != 1 {
+			err = errors.New("nobody waits")
+		}
+		return err
+	})
+	var snapshots int
+	if err := conn.QueryRow(`SELECT count(a.backend_xmin) ` + waiting).Scan(&snapshots); err != nil || snapshots != 0 {
+		t.Errorf("the waiting batch holds %d snapshots, %v; want none", snapshots, err)
+	}
+	if _, err := small.db.Apply(t.Context(), small.batch(of(3)...)); err != nil {
+		t.Errorf("a small batch beside it: %v", err)
+	}
+	select {
+	case err := <-answered:
+		t.Errorf("the large batch did not wait for its turn: %v", err)
+	default:
+	}
+	if err := other.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-answered; err != nil {
+		t.Errorf("the large batch, when it had its turn: %v", err)
+	}
+}

@@ -202,6 +202,9 @@ ALTER TABLE seen_batches ALTER COLUMN ids SET STORAGE EXTERNAL; -- random bytes:
 CREATE INDEX seen_batches_low ON seen_batches (low, high);
 CREATE INDEX seen_batches_age ON seen_batches USING brin (seen_at);
 
+-- Has no rows: batches of many runs lock it, to take turns.
+CREATE TABLE apply_turns ();
+
 -- What became of deliveries, one row a consumer, so that consumers do not wait
 -- for one another. batch is the number of the last batch: a commit whose answer
 -- was lost is not done twice.
