@@ -57,7 +57,7 @@ func (c *Consumer) process(ctx context.Context, s *session, b *batch) error {
 	if err := s.ch.Ack(b.items[len(b.items)-1].tag, true); err != nil {
 		return broker.Explain(err)
 	}
-	s.settled = c.number
+	s.settled.ack(c.number)
 	crashpoint.Hit("consumer.acked")
 	return nil
 }
@@ -175,7 +175,7 @@ func (c *Consumer) withoutUnknown(ctx context.Context, s *session, items []*item
 // a commit, the store recognises the batch.
 func (c *Consumer) applyUntilAnswered(ctx context.Context, s *session, items []*item, dead int) ([]workflow.Outcome, error) {
 	c.number++
-	b := &workflow.Batch{Queue: c.cfg.Queue, Consumer: c.id, Number: c.number, Session: s.id, Settled: s.settled, Dead: dead, Deliveries: make([]workflow.Delivery, len(items)), Held: c.held(s)}
+	b := &workflow.Batch{Queue: c.cfg.Queue, Consumer: c.id, Number: c.number, Session: s.id, Settled: s.settled.last(time.Now()), Dead: dead, Deliveries: make([]workflow.Delivery, len(items)), Held: c.held(s)}
 	for i, it := range items {
 		b.Deliveries[i] = it.Delivery
 	}
@@ -218,18 +218,14 @@ var errNotHeld = errors.New("the session with the broker does not answer")
 // holds its locks.
 const heldTimeout = 5 * time.Second
 
-// held asks the broker whether the session is alive, by a request that changes
-// nothing: deliveries go to others only after its channel has ended, and then
+// held asks the broker whether the session is alive: deliveries go to others only after its channel has ended, and then
 // it does not answer.
 func (c *Consumer) held(s *session) func(context.Context) error {
 	return func(context.Context) error {
 		// The library's calls have no context; the end of ctx, too, closes the
 		// connection.
 		defer time.AfterFunc(heldTimeout, s.farewell).Stop()
-		s.rpc.Lock()
-		defer s.rpc.Unlock()
-		// It would hold for what is consumed from now on, and is said again before.
-		if err := s.ch.Qos(c.cfg.Prefetch, 0, false); err != nil {
+		if err := s.ask(); err != nil {
 			return fmt.Errorf("%w: %w", errNotHeld, broker.Explain(err))
 		}
 		return nil

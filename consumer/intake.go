@@ -273,12 +273,30 @@ func (s *session) tag() string { return "waymark-" + s.id.String() + "-" + strco
 func (s *session) consume(prefetch int) (<-chan amqp.Delivery, error) {
 	s.rpc.Lock()
 	defer s.rpc.Unlock()
-	// It holds for what is consumed from now on.
-	if err := s.ch.Qos(prefetch, 0, false); err != nil {
+	if err := s.qos(prefetch); err != nil {
 		return nil, err
 	}
 	s.turn++
 	return s.ch.Consume(s.queue, s.tag(), false, false, false, false, nil)
+}
+
+// qos says how many messages may be ahead in what is consumed from now on. The
+// answer tells that the broker has heard all acks before. s.rpc is held.
+func (s *session) qos(prefetch int) error {
+	batch := s.settled.asking()
+	err := s.ch.Qos(prefetch, 0, false)
+	if err == nil {
+		s.settled.answered(batch, time.Now())
+	}
+	return err
+}
+
+// ask has the broker answer, by a request that changes nothing: how many messages
+// may be ahead is said again before each consume.
+func (s *session) ask() error {
+	s.rpc.Lock()
+	defer s.rpc.Unlock()
+	return s.qos(s.prefetch)
 }
 
 // pause ends the consume, in the background. The deliveries end after the last

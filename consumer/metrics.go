@@ -201,7 +201,8 @@ const depthEvery = 5 * time.Second
 
 // watchDepth asks the broker for the lengths of the queues, now and then and
 // when somebody wants an answer, until the session is over. It has a channel of
-// its own, as a queue that is missing costs it.
+// its own, as a queue that is missing costs it. Now and then it also asks on the
+// session's, where that alone tells of acks that were heard.
 func (c *Consumer) watchDepth(s *session) {
 	defer c.metrics.depth(math.NaN(), math.NaN(), math.NaN())
 	letters := c.cfg.Topology.DeadLetter(c.cfg.Queue).Name
@@ -227,6 +228,9 @@ func (c *Consumer) watchDepth(s *session) {
 		case <-s.gone:
 			return
 		case <-tick.C:
+			if s.settled.unheard() {
+				_ = s.ask() // what is wrong with the channel ends the session
+			}
 		case answered = <-c.probes:
 		}
 	}

@@ -31,8 +31,8 @@ type session struct {
 	// an answer to anybody who waits.
 	rpc  sync.Mutex
 	turn int // counts the consumes
-	// settled is the number of the last batch that was acknowledged.
-	settled int64
+	// settled knows the batches that will not come again.
+	settled settled
 	// background is what else runs until the connection is closed.
 	background sync.WaitGroup
 	// gone is closed when the connection or the channel is.

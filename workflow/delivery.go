@@ -95,8 +95,8 @@ type Batch struct {
 	// Session is new with each connection to the broker. A redelivery always
 	// comes in another session than the delivery it repeats.
 	Session uuid.UUID
-	// Settled is the number of the last batch of this session that the broker was
-	// told is acknowledged, 0 for none. If Held returns nil it has heard so.
+	// Settled is the number of the last batch of this session of which the broker
+	// knows, and will not forget, that it is acknowledged, 0 for none.
 	Settled int64
 	// Deliveries in the order in which they arrived.
 	Deliveries []Delivery

@@ -3,9 +3,11 @@
 package faults
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 	"time"
 
@@ -339,6 +341,35 @@ func (w *site) dieBeside(m moment) {
 	p.signal(w, syscall.SIGKILL)
 	p.awaitKilled(w)
 	w.mended = time.Now()
+}
+
+// forgetful: a consumer acknowledges a line that nothing but its body makes
+// known, and the broker does not hear of it. A while later, in the same session,
+// the consumer applies what could make it forget that line, which comes again.
+func forgetful(w *site) {
+	w.migrate()
+	isLine := func(m *message) bool { return withoutID(m) && bytes.Contains(m.body, []byte("started")) }
+	first := slices.IndexFunc(w.trace.messages, func(m message) bool { return isLine(&m) })
+	line := &w.trace.messages[first]
+	hasID := func(m *message) bool { return m.id != "" && isStatus(m) && !m.dead }
+	w.publish(func(m *message) bool { return m == line })
+	w.publish(hasID)
+	p := w.serve(moment{point: afterCommit.point, hit: 1}.freezes())
+	p.awaitFrozen(w)
+	p.broker.set(flow{dropped: true}, toServer)
+	w.last(3 * time.Second) // longer than the store remembers what is settled
+	p.signal(w, syscall.SIGCONT)
+	servicetest.Eventually(w, patience, "what it holds is applied", func() error {
+		l, err := w.ledger()
+		if err == nil && l.received < prefetch {
+			err = fmt.Errorf("of %d messages %d were received", prefetch, l.received)
+		}
+		return err
+	})
+	p.broker.cut()
+	p.broker.set(flow{}, toServer)
+	w.mended = time.Now()
+	w.publish(func(m *message) bool { return m != line && !hasID(m) })
 }
 
 // haunt freezes a consumer at a moment for so long that the broker gives what

@@ -105,6 +105,7 @@ func scenarios() (all []scenario) {
 	strike(brokerOff, false, written)
 	strike(brokerStalls, false, afterCommit)
 	strike(acksLost, false, afterCommit)
+	add(scenario{"broker", "acks lost for 3 s, other messages applied, then cut", "after commit of a line without an id, before ack", false, false, forgetful, nil})
 	strike(confirmsLost, false, beforeLetter)
 	strike(brokerSlow, false, decoded)
 	strike(lettersDeleted, false, beforeLetter)

@@ -112,6 +112,12 @@ func (w *site) number(query string, args ...any) (n int, err error) {
 	return n, err
 }
 
+// Small batches, so that the trace has a middle.
+const (
+	batchSize = 20
+	prefetch  = 60
+)
+
 // environment is that of a process of the site, behind proxies of its own.
 func (w *site) environment(amqpAddress, databaseAddress string, more ...string) []string {
 	amqpURL, err := url.Parse(w.AMQPURL())
@@ -128,8 +134,7 @@ func (w *site) environment(amqpAddress, databaseAddress string, more ...string) 
 		"WAYMARK_BROKER_URL=" + amqpURL.String(), "WAYMARK_DATABASE_URL=" + databaseURL.String(), "WAYMARK_DATABASE_SCHEMA=" + w.schema,
 		"WAYMARK_BROKER_STATUS_QUEUE=" + w.status, "WAYMARK_BROKER_SUBMISSION_QUEUE=" + w.submission,
 		"WAYMARK_HTTP_LISTEN=127.0.0.1:0",
-		// Small batches, so that the trace has a middle.
-		"WAYMARK_CONSUMER_BATCH_SIZE=20", "WAYMARK_CONSUMER_PREFETCH=60",
+		fmt.Sprintf("WAYMARK_CONSUMER_BATCH_SIZE=%d", batchSize), fmt.Sprintf("WAYMARK_CONSUMER_PREFETCH=%d", prefetch),
 	}, w.settings, more)
 }
 
