@@ -90,6 +90,65 @@ func TestRunWithBrokenSettings(t *testing.T) {
 	environment{}.run(t, "run", "script", "--broker-url", "127.0.0.1", "--", "sh", "-c", "exit 8").want(t, exitUsage)
 }
 
+// A serial workflow that cannot begin says why where people look for it.
+func TestRunSerialThatCannotBegin(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.serve(t)
+	for what, test := range map[string]struct {
+		file, reason string
+		code         int
+	}{
+		"a file that is not there":  {filepath.Join(t.TempDir(), "reana.yaml"), "there is no file ", exitUsage},
+		"a file that is wrong":      {writeFile(t, "reana.yaml", "workflow: {type: cwl}\n"), `workflow.type: "cwl" is not run by this engine`, exitUsage},
+		"an input that is missing":  {writeFile(t, "reana.yaml", "inputs: {files: [none.dat]}\nworkflow: {type: serial, specification: {steps: [{commands: [ls]}]}}\n"), `inputs.files names "none.dat", which is not there`, exitFailed},
+		"a parameter that is none":  {writeFile(t, "reana.yaml", "workflow: {type: serial, specification: {steps: [{commands: ['echo ${who}']}]}}\n"), "substituting the parameters: step 1, command 1", exitFailed},
+		"a command that goes wrong": {reanaYAML(t, "exit 3"), "step 1 (step1), command 1: exit code 3", 3},
+	} {
+		id := uuid.NewString()
+		got := s.run(t, "run", "serial", "-f", test.file, "--id", id, "--name", "early", "--workspace", t.TempDir()).want(t, test.code)
+		if !runLine.MatchString(got.stderr) {
+			t.Errorf("%s: standard error does not say which run it is:\n%s", what, got.stderr)
+		}
+		if !strings.Contains(got.stderr, ", spooled 0, dropped 0\n") {
+			t.Errorf("%s: not all was published:\n%s", what, got.stderr)
+		}
+		s.awaitStatus(t, id, "failed")
+		_, because, _ := strings.Cut(s.run(t, "status", id).want(t, exitOK).stdout, "  because ")
+		if because, _, _ = strings.Cut(because, "\n"); !strings.Contains(because, test.reason) {
+			t.Errorf("%s: waymark status says because %q, want %q", what, because, test.reason)
+		}
+	}
+	// What is typed wrongly begins no run.
+	id := uuid.NewString()
+	got := s.run(t, "run", "serial", "-f", reanaYAML(t, "true"), "-p", "who=me", "--id", id).want(t, exitUsage)
+	if runLine.MatchString(got.stderr) || !strings.Contains(got.stderr, `there is no parameter "who"`) {
+		t.Errorf("with a parameter that is none standard error says\n%s", got.stderr)
+	}
+	// Nothing is reported where there is nobody to report to.
+	got = environment{}.run(t, "run", "serial", "-f", "none.yaml").want(t, exitUsage)
+	if got.stderr != "waymark: there is no file none.yaml: name the reana.yaml to run\n" {
+		t.Errorf("without a broker standard error says %q", got.stderr)
+	}
+}
+
+// A resumed run says what runs again before it does.
+func TestResumeSaysWhatRunsAgain(t *testing.T) {
+	file := writeFile(t, "reana.yaml", "inputs: {parameters: {n: 1}}\nworkflow: {type: serial, specification: {steps: [{name: gen, commands: ['echo $n', 'echo again']}]}}\n")
+	workspace := t.TempDir()
+	env := environment{}
+	env.run(t, "run", "serial", "-f", file, "--workspace", workspace, "-p", "n=2").want(t, exitOK)
+	got := env.run(t, "run", "serial", "-f", file, "--workspace", workspace, "--resume", "-p", "n=2").want(t, exitOK)
+	if strings.Contains(got.stderr, "run again") || got.stdout != "" {
+		t.Errorf("resumed as it was it says\n%s%s", got.stdout, got.stderr)
+	}
+	got = env.run(t, "run", "serial", "-f", file, "--workspace", workspace, "--resume").want(t, exitOK)
+	before, _, started := strings.Cut(got.stderr, "gen  started")
+	if want := "gen, command 1, is not what it was when it finished: 2 finished commands run again"; !started || !strings.Contains(before, want) || got.stdout != "1\nagain\n" {
+		t.Errorf("resumed with another parameter it prints %q and says\n%swant first %q", got.stdout, got.stderr, want)
+	}
+}
+
 func TestRunProgramThatIsNotThere(t *testing.T) {
 	got := environment{"HOME": t.TempDir()}.run(t, "run", "script", "--", filepath.Join(t.TempDir(), "engine"), "-j4")
 	got.want(t, 127)

@@ -44,6 +44,9 @@ containers: run only what you trust. The inputs that reana.yaml declares are
 copied there from beside it. Their output goes to files in the workspace and,
 the end of it, to the database; with --quiet it is not shown here.
 
+A file that is not there, or cannot be used, is a run that failed: it is reported,
+with the reason. What is typed wrongly begins none.
+
 Reporting never harms the run: while the broker is away the run goes on, and how
 it ended is tried to be delivered for --final-timeout. What is not confirmed by
 then is kept on disk (publisher.spool_dir; not with --no-spool), and delivered by
@@ -65,7 +68,7 @@ first Ctrl-C stops the command, the second kills it.`,
 	flags.StringArrayVarP(&f.parameters, "parameter", "p", nil, "an input parameter, as `KEY=VALUE`; may be repeated")
 	flags.StringArrayVarP(&f.options, "option", "o", nil, "an operational option: `FROM=STEP`, TARGET=STEP or CACHE=off; may be repeated")
 	flags.StringVarP(&f.workspace, "workspace", "w", "", "`folder` to work in (default .waymark/runs/ID)")
-	flags.BoolVar(&f.resume, "resume", false, "go on where the latest run in the workspace ended: what finished is not run again")
+	flags.BoolVar(&f.resume, "resume", false, "go on where the latest run in the workspace ended: what finished is not run again, up to the first command that has changed; give -p and -o as before")
 	f.add(flags, "that of the folder of the file")
 	flags.DurationVar(&f.grace, "grace", 10*time.Second, "how long a command may take to end when it is stopped, before it is killed")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "do not show the output of the commands")
@@ -90,13 +93,18 @@ func (a *app) runSerial(cmd *cobra.Command, f *serialFlags) error {
 	if err != nil {
 		return err
 	}
-	w, err := serial.Load(f.file, serial.Overrides{Parameters: parameters, Options: options})
-	if err != nil {
-		return &exitError{code: exitUsage, err: err}
-	}
 	id, err := f.workflowID()
 	if err != nil {
 		return err
+	}
+	w, unusable := serial.Load(f.file, serial.Overrides{Parameters: parameters, Options: options})
+	if unusable != nil {
+		unusable = &exitError{code: exitUsage, err: unusable}
+		// What was typed wrongly is put right at once, and begins no run.
+		_, typed := errors.AsType[*serial.OverrideError](unusable)
+		if nameless := id == uuid.Nil && f.resume; typed || nameless || c.Broker.URL == "" {
+			return unusable
+		}
 	}
 	if id == uuid.Nil && !f.resume {
 		id = uuid.New()
@@ -108,7 +116,10 @@ func (a *app) runSerial(cmd *cobra.Command, f *serialFlags) error {
 	defer stop()
 	view := a.serialView(f.quiet)
 	to, closePublisher, err := a.reporting(ctx, cmd, c, &f.reportFlags, hurry, view)
-	if err != nil {
+	switch {
+	case err != nil && unusable != nil:
+		return unusable
+	case err != nil:
 		return err
 	}
 	name := f.name
@@ -122,7 +133,7 @@ func (a *app) runSerial(cmd *cobra.Command, f *serialFlags) error {
 	if id != uuid.Nil {
 		announced.announce(id)
 	}
-	result, runErr := w.Run(ctx, serial.RunConfig{
+	config := serial.RunConfig{
 		Env:          withoutSettings(os.Environ()),
 		FinalTimeout: f.finalTimeout,
 		Grace:        f.grace,
@@ -138,7 +149,15 @@ func (a *app) runSerial(cmd *cobra.Command, f *serialFlags) error {
 		Version:      buildVersion().Version,
 		WorkflowID:   id,
 		Workspace:    f.workspace,
-	})
+	}
+	if unusable != nil {
+		// Who asked for the run may look for it elsewhere than here.
+		report := serial.Refuse(ctx, f.file, unusable, config).Report
+		closePublisher()
+		a.sayReport(view.line, to, report)
+		return unusable
+	}
+	result, runErr := w.Run(ctx, config)
 	view.close()
 	closePublisher()
 	return a.sayResult(view, to, &result, runErr)
@@ -276,6 +295,9 @@ func (v *serialView) event(e serial.Event) {
 		}
 		return
 	case serial.RunEnded:
+		return
+	case serial.RunRepeats:
+		v.line("%s, command %d, is not what it was when it finished: %s run again, from there. Parameters (-p) have to be given again", name, e.Command+1, count(e.Again, "finished command"))
 		return
 	case serial.JobStarted:
 		v.mu.Lock()

@@ -103,7 +103,9 @@ func failures(ctx context.Context, db *store.DB, id uuid.UUID, attempt int) (lis
 		var text strings.Builder
 		err := eachOfTail(ctx, db, id, workflow.LogFilter{JobID: job.ID}, shownLogLines, func(chunks []workflow.LogEntry) error {
 			for i := range chunks {
-				text.WriteString(wholeLines(chunks[i].Text))
+				if chunks[i].Attempt == attempt { // what it wrote in another is no reason
+					text.WriteString(wholeLines(chunks[i].Text))
+				}
 			}
 			return nil
 		})
@@ -159,7 +161,7 @@ func (a *app) card(o *output, d *workflow.Details, failures []failedJobView, asO
 		field("duration", "%s", run)
 	}
 	if why := reason(d); why != "" {
-		field("because", "%s", clip(harmless(why), 400))
+		field("because", "%s", clip(harmless(oneLine.Replace(strings.TrimSpace(why))), 400))
 	}
 	if len(d.Parameters) > 0 && string(d.Parameters) != "{}" {
 		field("parameters", "%s", indented(d.Parameters))
@@ -206,7 +208,7 @@ func writeFailure(b *strings.Builder, o *output, f *failedJobView) {
 	if f.Command != nil {
 		fmt.Fprintf(b, "    command  %s\n", clip(harmless(*f.Command), 200))
 	}
-	if f.Diagnostics != nil {
+	if f.Diagnostics != nil && (f.ExitCode == nil || *f.Diagnostics != fmt.Sprintf("exit code %d", *f.ExitCode)) { // which stands there already
 		fmt.Fprintf(b, "    because  %s\n", clip(harmless(strings.Join(strings.Fields(*f.Diagnostics), " ")), 400))
 	}
 	for _, l := range f.LastLogLines {

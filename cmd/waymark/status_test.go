@@ -1,6 +1,7 @@
 package main
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -41,5 +42,21 @@ func TestStatusShowsTheFailuresOfTheAttempt(t *testing.T) {
 	s.json(t, &got, "status", id.String())
 	if got.Status != "finished" || got.Attempt != 2 || len(got.Failed) != 0 {
 		t.Errorf("status after the second attempt: %+v, want finished without failed jobs", got)
+	}
+}
+
+// A job that failed twice shows what it wrote the second time, and says once
+// with what exit code.
+func TestStatusShowsTheLogOfTheAttempt(t *testing.T) {
+	t.Parallel()
+	a := newApplied(t)
+	id := uuid.New()
+	for attempt, line := range map[int]string{1: "the first time\n", 2: "the second time\n"} {
+		a.say(t, workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusFailed, Attempt: attempt, EventTime: time.Unix(int64(attempt), 0),
+			Jobs: []workflow.JobReport{{ID: "fit", Status: workflow.JobFailed, ExitCode: new(3), Diagnostics: "exit code 3", Logs: line}}})
+	}
+	card := a.run(t, "status", id.String()).want(t, exitOK).stdout
+	if strings.Contains(card, "the first time") || !strings.Contains(card, "  failed  fit, exit code 3\n    | the second time\n") {
+		t.Errorf("the card of a job that failed in two attempts:\n%s", card)
 	}
 }

@@ -35,6 +35,9 @@ func digest(command string) string {
 // not what became of their outputs: whoever removes those must not resume.
 type journal struct {
 	file *os.File
+	// forgotten is how many of the commands had ended well and run again, as
+	// the first of them has changed.
+	forgotten int
 }
 
 // openJournal opens the journal at path for the commands in jobs, and returns
@@ -55,13 +58,20 @@ func openJournal(path string, jobs []job, resume bool) (*journal, map[int]entry,
 	}
 	done := make(map[int]entry)
 	rerun := job{step: int(^uint(0) >> 1)} // beyond all
+	forgotten := 0
 	for i, j := range jobs {
 		e, ok := latest[[2]int{j.step, j.command}]
-		if !ok || e.SHA256 != digest(j.text) {
-			rerun = j
-			break
+		if ok && e.SHA256 == digest(j.text) {
+			done[i] = e
+			continue
 		}
-		done[i] = e
+		rerun = j
+		for _, again := range jobs[i:] {
+			if _, ended := latest[[2]int{again.step, again.command}]; ended && ok {
+				forgotten++
+			}
+		}
+		break
 	}
 	var kept bytes.Buffer
 	for _, e := range entries {
@@ -76,7 +86,7 @@ func openJournal(path string, jobs []job, resume bool) (*journal, map[int]entry,
 	if err != nil {
 		return nil, nil, fmt.Errorf("opening the journal: %w", err)
 	}
-	return &journal{file: file}, done, nil
+	return &journal{file: file, forgotten: forgotten}, done, nil
 }
 
 // readJournal reads the entries of a journal. It ends at the first line that

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -95,6 +96,10 @@ const (
 	JobStopped
 	// RunEnded: nothing runs any more; the end is about to be reported.
 	RunEnded
+	// RunRepeats: of a resumed run commands that had ended well are about to
+	// run again, as one of them is not what it was. It is the one that the event
+	// describes; Again is how many they are.
+	RunRepeats
 )
 
 // Event is something that happened in a run.
@@ -112,6 +117,8 @@ type Event struct {
 	// ExitCode and Reason say how a job that ended badly did.
 	ExitCode int
 	Reason   string
+	// Again is how many commands that had ended well run again.
+	Again int
 }
 
 // Result says how a run ended.
@@ -171,6 +178,7 @@ type run struct {
 	ws       *workspace
 	once     *onceWarning
 	reporter *engines.Reporter
+	specific map[string]any // what is known of the run besides
 	result   Result
 }
 
@@ -208,20 +216,40 @@ func (w *Workflow) Run(ctx context.Context, cfg RunConfig) (Result, error) {
 	}
 	defer r.ws.close()
 
-	r.reporter = engines.NewReporter(ctx, engines.Config{
-		Attempt:      r.result.Attempt,
-		Engine:       engineName,
-		FinalTimeout: cfg.FinalTimeout,
-		Interval:     cfg.Interval,
-		Logger:       cfg.Logger,
-		Publisher:    cfg.Publisher,
-		WorkflowID:   r.result.WorkflowID,
-	})
-	r.reporter.Submit(r.submission())
+	r.report(ctx)
 	err := r.execute(ctx)
 	r.observe(Event{Kind: RunEnded, Reason: r.result.Reason})
 	r.finish(ctx)
 	return r.result, err
+}
+
+// Refuse reports a run whose file, at path, cannot be used for the reason why:
+// that it was asked for, and that it failed. Nothing runs. Of cfg it takes what
+// says which run it is, and how it is reported; WorkflowID is required.
+func Refuse(ctx context.Context, path string, why error, cfg RunConfig) Result {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	r := &run{Workflow: &Workflow{Path: path}, cfg: cfg, specific: map[string]any{"engine": engineName}}
+	r.result = Result{WorkflowID: cfg.WorkflowID, Attempt: max(cfg.Attempt, 1)}
+	r.fail(why.Error(), 1)
+	r.report(ctx)
+	r.finish(ctx)
+	return r.result
+}
+
+// report begins to report the run, by what asks for it.
+func (r *run) report(ctx context.Context) {
+	r.reporter = engines.NewReporter(ctx, engines.Config{
+		Attempt:      r.result.Attempt,
+		Engine:       engineName,
+		FinalTimeout: r.cfg.FinalTimeout,
+		Interval:     r.cfg.Interval,
+		Logger:       r.cfg.Logger,
+		Publisher:    r.cfg.Publisher,
+		WorkflowID:   r.result.WorkflowID,
+	})
+	r.reporter.Submit(r.submission())
 }
 
 // open finds and locks the workspace, and settles which run this is.
@@ -274,9 +302,11 @@ func (r *run) submission() *workflow.Submission {
 		Workflow:      r.result.WorkflowID.String(),
 		Name:          r.cfg.Name,
 		Engine:        engineName,
-		Parameters:    r.submitted(),
 		Specification: r.specification,
 		Labels:        r.cfg.Labels,
+	}
+	if r.specification != nil { // else the file could not be read
+		s.Parameters = r.submitted()
 	}
 	if s.User == "" {
 		s.User = engines.ProcessUser()
@@ -320,6 +350,13 @@ func (r *run) execute(ctx context.Context) error {
 		return err
 	}
 	defer journal.close()
+	if journal.forgotten > 0 {
+		j := jobs[len(done)]
+		r.reporter.Log(fmt.Sprintf("%s is not what it was when it ended well: it runs again, and all that follows it\n", where(j.step, j.name, j.command)))
+		event := r.event(RunRepeats, j)
+		event.Again = journal.forgotten
+		r.observe(event)
+	}
 	guard := startGuard(r.cfg.Logger)
 	defer guard.close()
 
@@ -352,7 +389,8 @@ func (r *run) begin(jobs []job) {
 		r.once.warn("commands run on this machine, not in the container images that their steps name", "steps", images)
 	}
 	r.reporter.Total(len(jobs))
-	r.reporter.EngineSpecific(engines.Specific(map[string]any{"engine": engineName, "version": r.cfg.Version, "dag": r.dag(jobs)}))
+	r.specific = map[string]any{"engine": engineName, "version": r.cfg.Version, "dag": r.dag(jobs)}
+	r.reporter.EngineSpecific(engines.Specific(r.specific))
 	r.reporter.Log(fmt.Sprintf("serial workflow: %d steps, %d commands, attempt %d, workspace %s\n", steps, len(jobs), r.result.Attempt, r.ws.dir))
 	r.reporter.Begin()
 }
@@ -475,6 +513,9 @@ func (r *run) finish(ctx context.Context) {
 	var logs strings.Builder
 	if r.result.Reason != "" {
 		fmt.Fprintln(&logs, r.result.Reason)
+		specific := maps.Clone(r.specific) // the other may be being written
+		specific["reason"] = r.result.Reason
+		r.reporter.EngineSpecific(engines.Specific(specific))
 	}
 	if f := r.result.Failed; f != nil && f.Tail != "" {
 		fmt.Fprintf(&logs, "The end of its output:\n%s\n", strings.TrimRight(lastLines(f.Tail, 50), "\n"))

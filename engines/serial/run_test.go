@@ -133,10 +133,33 @@ func (r *recorder) check(t *testing.T, result Result) {
 	if run.Status() != result.Status || run.Attempt != result.Attempt {
 		t.Errorf("observers see attempt %d %v, the result is attempt %d %v", run.Attempt, run.Status(), result.Attempt, result.Status)
 	}
+	if why := reason(t, run.EngineSpecific); why != result.Reason {
+		t.Errorf("observers see the reason %q, the result is %q", why, result.Reason)
+	}
 	counts := run.Counts()
 	if counts.Total != result.Total || counts.Finished != result.Finished || counts.Cached != result.Cached || counts.Running != 0 {
 		t.Errorf("observers count %+v, the result %d of %d, %d cached", counts, result.Finished, result.Total, result.Cached)
 	}
+}
+
+// reason is why a run did not finish, as readers find it.
+func reason(t *testing.T, document json.RawMessage) string {
+	t.Helper()
+	var said struct{ Reason string }
+	if err := json.Unmarshal(document, &said); err != nil {
+		t.Errorf("engine specific %s: %v", document, err)
+	}
+	return said.Reason
+}
+
+// repeats are the events of commands that ended well and run again.
+func (tr *trial) repeats() (events []Event) {
+	for _, e := range tr.events {
+		if e.Kind == RunRepeats {
+			events = append(events, e)
+		}
+	}
+	return events
 }
 
 // trial is one run under test.
@@ -875,6 +898,12 @@ func TestRunResumes(t *testing.T) {
 		}
 		return tr
 	}
+	quiet := func(tr *trial) {
+		t.Helper()
+		if again := tr.repeats(); again != nil {
+			t.Errorf("nothing has changed, and yet it says that something runs again: %+v", again)
+		}
+	}
 
 	first := try(t, t.Context(), path, RunConfig{Workspace: workspace})
 	all.submissions, all.statuses = first.submissions, first.statuses
@@ -883,7 +912,7 @@ func TestRunResumes(t *testing.T) {
 		t.Fatalf("the first run: %+v, ran %q", first.result, ran())
 	}
 
-	resume("1", Result{Attempt: 2, Status: workflow.StatusFailed, Finished: 1, Cached: 1})
+	quiet(resume("1", Result{Attempt: 2, Status: workflow.StatusFailed, Finished: 1, Cached: 1}))
 	if err := os.WriteFile(filepath.Join(workspace, "go"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -894,13 +923,22 @@ func TestRunResumes(t *testing.T) {
 	if job := all.fold().Jobs[JobID(tr.result.WorkflowID, 0, 1)]; job.Status != workflow.JobFinished || job.Cached {
 		t.Errorf("observers see the repeated job as %+v", job)
 	}
-	resume("1 2 3 4", Result{Attempt: 4, Status: workflow.StatusFinished, Finished: 4, Cached: 4})
+	quiet(resume("1 2 3 4", Result{Attempt: 4, Status: workflow.StatusFinished, Finished: 4, Cached: 4}))
 
-	// A changed command runs again, and what follows it.
+	// A changed command runs again, and what follows it: that is said before.
 	if err := os.WriteFile(path, []byte(text("echo three >> ran")), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	resume("1 2 3 4 three 4", Result{Attempt: 5, Status: workflow.StatusFinished, Finished: 4, Cached: 2})
+	tr = resume("1 2 3 4 three 4", Result{Attempt: 5, Status: workflow.StatusFinished, Finished: 4, Cached: 2})
+	if again := tr.repeats(); len(again) != 1 || again[0].Step != 1 || again[0].Command != 0 || again[0].Name != "b" || again[0].Again != 2 {
+		t.Errorf("before command 1 of step b and the one behind it run again it says %+v", again)
+	}
+	if said := slices.IndexFunc(tr.events, func(e Event) bool { return e.Kind == RunRepeats }); said > slices.IndexFunc(tr.events, func(e Event) bool { return e.Kind == JobStarted }) {
+		t.Errorf("that commands run again is said after they do: %+v", tr.events)
+	}
+	if logs := tr.statuses[0].Logs + tr.statuses[1].Logs; !strings.Contains(logs, "step 2 (b), command 1 is not what it was when it ended well") {
+		t.Errorf("the run's log does not say what runs again: %q", logs)
+	}
 
 	// A torn last line has not happened.
 	journal := filepath.Join(workspace, ".waymark/journal.jsonl")
@@ -911,7 +949,9 @@ func TestRunResumes(t *testing.T) {
 	if err := os.WriteFile(journal, data[:len(data)-3], 0o644); err != nil {
 		t.Fatal(err)
 	}
-	resume("1 2 3 4 three 4 4", Result{Attempt: 6, Status: workflow.StatusFinished, Finished: 4, Cached: 3})
+	tr = resume("1 2 3 4 three 4 4", Result{Attempt: 6, Status: workflow.StatusFinished, Finished: 4, Cached: 3})
+
+	quiet(tr)
 
 	// Nor has what follows a line that cannot be read.
 	lines := strings.SplitAfter(string(data), "\n")
@@ -925,6 +965,52 @@ func TestRunResumes(t *testing.T) {
 	fresh.check(t, fresh.result)
 	if fresh.result.WorkflowID == first.result.WorkflowID || fresh.result.Attempt != 1 || fresh.result.Cached != 0 {
 		t.Errorf("a fresh run: %+v", fresh.result)
+	}
+}
+
+// A run that cannot begin is told all the same, with the reason.
+func TestRefuse(t *testing.T) {
+	to := &recorder{}
+	id := uuid.New()
+	why := errors.New("reana.yaml:3: two things:\none\x00, another")
+	result := Refuse(t.Context(), "/data/fit/reana.yaml", why, RunConfig{WorkflowID: id, Owner: "ada", Labels: map[string]string{"k": "v"}, Publisher: to})
+	if result.Status != workflow.StatusFailed || result.WorkflowID != id || result.Reason != why.Error() || result.Report.Confirmed != 2 || result.Report.Unsent != 0 {
+		t.Errorf("result %+v, want a run that failed, and all of it confirmed", result)
+	}
+	if s := to.submissions; len(s) != 1 || s[0].Name != "fit" || s[0].User != "ada" || s[0].Labels["k"] != "v" || s[0].Parameters != nil {
+		t.Errorf("submissions %+v, want one, under the name of the folder", s)
+	}
+	if len(to.statuses) == 0 || to.statuses[0].WorkflowID != id {
+		t.Fatalf("it is told as %+v", to.statuses)
+	}
+	run := to.fold().Run
+	if run.Status() != workflow.StatusFailed || reason(t, run.EngineSpecific) != "reana.yaml:3: two things:\none\ufffd, another" {
+		t.Errorf("observers see %v with %s", run.Status(), run.EngineSpecific)
+	}
+	if logs := to.statuses[len(to.statuses)-1].Logs; !strings.HasPrefix(logs, "reana.yaml:3: two things:\n") {
+		t.Errorf("the run's log says %q, want the reason", logs)
+	}
+}
+
+// What is typed wrongly is told apart from what is wrong with the file.
+func TestOverrideError(t *testing.T) {
+	good := writeSpec(t, "inputs: {parameters: {n: 1}}\nworkflow: {type: serial, specification: {steps: [{name: a, commands: [ls]}]}}\n")
+	bad := writeSpec(t, "inputs: {options: {FROM: nowhere}}\nworkflow: {type: serial, specification: {steps: [{name: a, commands: [ls]}]}}\n")
+	for _, test := range []struct {
+		name, path string
+		overrides  Overrides
+		typed      bool
+	}{
+		{"an unknown parameter", good, Overrides{Parameters: map[string]string{"m": "2"}}, true},
+		{"an unknown option", good, Overrides{Options: map[string]string{"TO": "a"}}, true},
+		{"an unknown step", good, Overrides{Options: map[string]string{"TARGET": "b"}}, true},
+		{"an unknown step in the file", bad, Overrides{}, false},
+		{"a file that is not there", good + ".none", Overrides{Parameters: map[string]string{"m": "2"}}, false},
+	} {
+		_, err := Load(test.path, test.overrides)
+		if _, typed := errors.AsType[*OverrideError](err); err == nil || typed != test.typed {
+			t.Errorf("%s: error %v, the command line's: %v; want %v", test.name, err, typed, test.typed)
+		}
 	}
 }
 

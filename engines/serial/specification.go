@@ -57,6 +57,12 @@ type Overrides struct {
 	Options map[string]string
 }
 
+// OverrideError says that what is wrong are the [Overrides], and not the file.
+type OverrideError struct{ Err error }
+
+func (e *OverrideError) Error() string { return e.Err.Error() }
+func (e *OverrideError) Unwrap() error { return e.Err }
+
 // Total is the number of commands that a run has, under FROM and TARGET.
 func (w *Workflow) Total() (n int) {
 	for _, step := range w.Steps[w.First : w.Last+1] {
@@ -67,7 +73,8 @@ func (w *Workflow) Total() (n int) {
 
 // Load reads the reana.yaml at path. Unknown keys are ignored, as REANA does.
 // The error names file, line and field of everything that is wrong with the
-// rest, one problem a line, and what to do about it.
+// rest, one problem a line, and what to do about it. What is wrong with the
+// overrides is an *[OverrideError].
 //
 // Parameters that the commands need and nobody gives are no error here: the
 // run is reported, and fails before anything has run.
@@ -299,17 +306,21 @@ func (w *Workflow) override(overrides Overrides) error {
 			if len(merged.keys) > 0 {
 				declared = "it declares " + strings.Join(merged.keys, ", ")
 			}
-			return fmt.Errorf("there is no parameter %q to override in inputs.parameters: %s", name, declared)
+			return &OverrideError{fmt.Errorf("there is no parameter %q to override in inputs.parameters: %s", name, declared)}
 		}
 		merged.set(name, text)
 	}
 	w.parameters = merged
 	for name, text := range overrides.Options {
 		if err := w.setOption(name, text); err != nil {
-			return err
+			return &OverrideError{err}
 		}
 	}
-	return w.choose()
+	err := w.choose()
+	if err != nil && len(overrides.Options) > 0 { // else the file's own do not fit
+		return &OverrideError{err}
+	}
+	return err
 }
 
 // choose finds the steps that FROM and TARGET name. REANA runs the whole
