@@ -125,7 +125,7 @@ func TestAlerts(t *testing.T) {
 	for _, g := range file.Groups {
 		for _, r := range g.Rules {
 			count++
-			for _, what := range []string{"summary", "description", "runbook"} {
+			for _, what := range []string{"summary", "description", "runbook_url"} {
 				if r.Annotations[what] == "" {
 					t.Errorf("%s has no %s", r.Alert, what)
 				}
@@ -133,9 +133,9 @@ func TestAlerts(t *testing.T) {
 			if !slices.Contains([]string{"critical", "warning", "info"}, r.Labels["severity"]) || r.For == "" {
 				t.Errorf("%s has severity %q and for %q", r.Alert, r.Labels["severity"], r.For)
 			}
-			_, anchor, _ := strings.Cut(r.Annotations["runbook"], "docs/operations.md#")
-			if !slices.Contains(anchors(manual), anchor) {
-				t.Errorf("the runbook of %s is %q: docs/operations.md has no such heading", r.Alert, r.Annotations["runbook"])
+			page, anchor, _ := strings.Cut(r.Annotations["runbook_url"], "#")
+			if page != "https://waymark.example/docs/operations.md" || !slices.Contains(anchors(manual), anchor) {
+				t.Errorf("the runbook of %s is %q, want a heading of docs/operations.md at https://waymark.example", r.Alert, r.Annotations["runbook_url"])
 			}
 			if !strings.Contains(tests, fmt.Sprintf(`'ALERTS{alertname=%q,alertstate="firing"}'`, r.Alert)) {
 				t.Errorf("waymark.test.yaml never makes %s fire", r.Alert)

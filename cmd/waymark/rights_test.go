@@ -319,6 +319,34 @@ func TestRightsInRabbitMQ(t *testing.T) {
 	})
 }
 
+// What the manual says to type in RabbitMQ makes users that work, in a virtual
+// host of Waymark's own.
+func TestRightsAsTheManualSays(t *testing.T) {
+	t.Parallel()
+	r := servicetest.RabbitMQ(t)
+	ctl, env := r.Command()
+	folder := t.TempDir()
+	for _, role := range []string{"service", "engine", "operator"} {
+		if err := os.WriteFile(filepath.Join(folder, role+"-password"), []byte("pass of "+role+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, manual, _ := strings.Cut(readText(t, operations), "\n## Rights\n")
+	shell := blocks(manual, "sh")[1]
+	root := strings.TrimSuffix(rightsScript(t, ""), "/deploy/rights")
+	command(t, append(env, "CTL="+ctl, "RABBITMQCTL="+ctl), "", "sh", "-euc",
+		`rabbitmqctl() { "$CTL" -q "$@"; }; cd "$0"; ln -s "$1/deploy" deploy; `+shell, folder, root)
+
+	s := newSite(t)
+	user := func(role, name string) environment {
+		return s.but("BROKER_URL="+as(t, r.URL()+"/waymark", name, "pass of "+role), "BROKER_STATUS_QUEUE=", "BROKER_SUBMISSION_QUEUE=", "PUBLISHER_TIMEOUT=20s")
+	}
+	(&site{environment: user("service", "waymark-service")}).serve(t)
+	user("engine", "waymark-engine").runWith(t.Context(), oneStatus, "publish", "status").want(t, exitOK)
+	awaitRun(t, s.environment, "11111111", "running")
+	user("operator", "waymark-operator").run(t, "dead-letters", "list").want(t, exitOK)
+}
+
 // spoil publishes what cannot be read.
 func spoil(t testing.TB, url, queue string) {
 	t.Helper()
