@@ -303,33 +303,9 @@ func (r *Reporter) Log(text string) {
 // Job says what is new of one job: its ID and status, and any details that are
 // known now. Logs are appended to those reported before. Within one attempt of
 // a job an end stands: later calls may only add details to it. Report a failed
-// job only when the engine will not try it again. What is longer than messages
-// may hold is cut: names at 1024 characters, paths at 4096, commands and
-// diagnostics at 64 Ki; attempts and exit codes become the nearest that a message
-// may hold. A Result is left out if it is not JSON, larger than 1 MiB, or nested
-// more than 60 deep, as are times that are not in the years 1 to 9999.
+// job only when the engine will not try it again. It is told as [Bounded] makes it.
 func (r *Reporter) Job(news workflow.JobReport) {
-	news.Name, news.Path = fit(news.Name, workflow.MaxJobName), fit(news.Path, workflow.MaxJobPath)
-	news.Command, news.Diagnostics = fit(news.Command, maxCommand), fit(news.Diagnostics, maxCommand)
-	news.Logs = Text(news.Logs)
-	if !validJobID(news.ID) { // which nobody could take, cut or whole
-		news.ID = JobID(r.cfg.WorkflowID, r.cfg.Engine, news.ID)
-	}
-	news.Attempt = min(max(news.Attempt, 1), workflow.MaxAttempt)
-	if news.ExitCode != nil {
-		news.ExitCode = new(min(max(*news.ExitCode, math.MinInt32), math.MaxInt32))
-	}
-	dropped := 0
-	if news.Result != nil && !validResult(news.Result) {
-		news.Result = nil
-		dropped++
-	}
-	for _, at := range [...]*time.Time{&news.StartedAt, &news.FinishedAt} {
-		if year := at.UTC().Year(); year < 1 || year > 9999 {
-			*at = time.Time{}
-			dropped++
-		}
-	}
+	news, dropped := Bounded(r.cfg.WorkflowID, r.cfg.Engine, news)
 	r.change(news.Status == workflow.JobFailed, func(at time.Time) {
 		r.report.Dropped += dropped
 		j, known := r.jobs[news.ID]
@@ -357,6 +333,36 @@ func (r *Reporter) Job(news workflow.JobReport) {
 		r.news.at = at
 		r.shed()
 	})
+}
+
+// Bounded makes of news of a job what messages may hold, and counts what that
+// left out. Texts that are too long are cut: names at 1024 characters, paths at
+// 4096, commands and diagnostics at 64 Ki; attempts and exit codes become the
+// nearest that a message may hold, and an id that none may hold becomes a
+// [JobID]. A Result is left out if it is not JSON, larger than 1 MiB, or nested
+// more than 60 deep, as are times that are not in the years 1 to 9999.
+func Bounded(workflowID uuid.UUID, engine string, news workflow.JobReport) (bounded workflow.JobReport, dropped int) {
+	news.Name, news.Path = fit(news.Name, workflow.MaxJobName), fit(news.Path, workflow.MaxJobPath)
+	news.Command, news.Diagnostics = fit(news.Command, maxCommand), fit(news.Diagnostics, maxCommand)
+	news.Logs = Text(news.Logs)
+	if !validJobID(news.ID) { // which nobody could take, cut or whole
+		news.ID = JobID(workflowID, engine, news.ID)
+	}
+	news.Attempt = min(max(news.Attempt, 1), workflow.MaxAttempt)
+	if news.ExitCode != nil {
+		news.ExitCode = new(min(max(*news.ExitCode, math.MinInt32), math.MaxInt32))
+	}
+	if news.Result != nil && !validResult(news.Result) {
+		news.Result = nil
+		dropped++
+	}
+	for _, at := range [...]*time.Time{&news.StartedAt, &news.FinishedAt} {
+		if year := at.UTC().Year(); year < 1 || year > 9999 {
+			*at = time.Time{}
+			dropped++
+		}
+	}
+	return news, dropped
 }
 
 // validJobID reports whether messages may name a job so.

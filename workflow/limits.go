@@ -10,6 +10,7 @@ const (
 	MaxJobName = 1024
 	MaxJobPath = 4096
 	MaxName    = 255 // of a run, and of its owner
+	MaxEngine  = 64
 )
 
 // The greatest numbers that messages may hold.

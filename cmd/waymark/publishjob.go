@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"os/exec"
 	"strings"
 	"syscall"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
@@ -66,7 +68,12 @@ func (a *app) publishJobCommand() *cobra.Command {
 it: the same word means the same job. With a COMMAND the job is that command: it
 is run, and reported as running, then as finished or failed with its exit code
 and the end of its standard error. The command is run, and its exit code is this
-one's, whether it can be reported or not.` + tellHelp,
+one's, whether it can be reported or not. Texts that are too long for a message
+are cut.
+
+A job that runs again is the next attempt of it. "waymark run script" counts
+them; elsewhere nobody remembers, and a job that has ended does not begin again:
+say --attempt 2 with each line about its second try.` + tellHelp,
 		Example: `  waymark publish job gen -- ./gen.sh --events 1000
   waymark publish job fit --status running --command 'root fit.C'
   waymark publish job fit --status failed --exit-code 2 --log fit.log`,
@@ -83,7 +90,7 @@ one's, whether it can be reported or not.` + tellHelp,
 	flags.StringVar(&f.line.Name, "name", "", "`name` for people (default JOB)")
 	flags.StringVar(&f.line.Path, "path", "", "`path` of the job in nested workflows, such as reconstruction/tracks")
 	flags.StringVar(&f.line.Command, "command", "", "the `command` line of the job")
-	flags.IntVar(&f.line.Attempt, "attempt", 0, "which repetition of the job this is (default 1)")
+	flags.IntVar(&f.line.Attempt, "attempt", 0, "which repetition of the job this is (default: within waymark run script the next one, if a job runs again that has ended; elsewhere 1)")
 	flags.BoolVar(&f.line.Cached, "cached", false, "the result came from a cache")
 	flags.IntVar(&f.exitCode, "exit-code", 0, "exit code of the job")
 	flags.StringVar(&f.line.Diagnostics, "diagnostics", "", "why it failed, in words")
@@ -127,6 +134,14 @@ is registered under a name first.` + tellHelp,
 
 func (a *app) publishJob(cmd *cobra.Command, f *jobFlags, job string, command []string) error {
 	f.line.Job = job
+	switch {
+	case job == "":
+		return usage("JOB: a job needs a name")
+	case f.line.Attempt < 0 || f.line.Attempt > workflow.MaxAttempt || f.line.Attempt == 0 && cmd.Flags().Changed("attempt"):
+		return usage("--attempt: expected 1 to %d, found %d", workflow.MaxAttempt, f.line.Attempt)
+	case f.exitCode < math.MinInt32 || f.exitCode > math.MaxInt32:
+		return usage("--exit-code: expected %d to %d, found %d", math.MinInt32, math.MaxInt32, f.exitCode)
+	}
 	if len(command) > 0 && cmd.ArgsLenAtDash() != 1 {
 		return usage("unexpected argument %q: put -- before a command", command[0])
 	}
@@ -311,6 +326,9 @@ type teller struct {
 }
 
 func (a *app) teller(cmd *cobra.Command, f *tellFlags) (*teller, error) {
+	if n := utf8.RuneCountInString(f.engine); n < 1 || n > workflow.MaxEngine || !utf8.ValidString(f.engine) {
+		return nil, usage("--engine: expected a name of 1 to %d characters, found %q", workflow.MaxEngine, clip(f.engine, 80))
+	}
 	t := &teller{engine: f.engine, timeout: f.timeout, now: a.now}
 	if path := a.getenv(script.SocketVariable); path != "" && f.workflow == "" {
 		c, err := net.DialTimeout("unix", path, f.timeout)
@@ -402,15 +420,15 @@ func (t *teller) publish(ctx context.Context, do func(context.Context) error) er
 // oneMessage is a Teller that makes one message of what it is told.
 type oneMessage struct{ workflow.StatusMessage }
 
-func (m *oneMessage) Total(n int) { m.Progress.Total = workflow.Count(n) }
+func (m *oneMessage) Total(n int) { m.Progress.Total = workflow.Count(min(n, workflow.MaxTotal)) }
 
 func (m *oneMessage) Log(text string) { m.Logs += engines.Text(text) }
 
 func (m *oneMessage) EngineSpecific(func() json.RawMessage) {}
 
 func (m *oneMessage) Job(news workflow.JobReport) {
-	news.Name, news.Path, news.Command = engines.Text(news.Name), engines.Text(news.Path), engines.Text(news.Command)
-	news.Logs, news.Diagnostics = engines.Text(news.Logs), engines.Text(news.Diagnostics)
+	// As within a run: a name that is too long must not lose the job.
+	news, _ = engines.Bounded(m.WorkflowID, m.Engine, news)
 	m.Jobs = append(m.Jobs, news)
 	if news.Attempt > 1 {
 		return // sections speak of first attempts

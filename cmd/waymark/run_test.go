@@ -1,14 +1,20 @@
 package main
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
+
+	"waymark/internal/servicetest"
+	"waymark/workflow"
 )
 
 // programVariable makes the test program the program under test, where a test
@@ -255,6 +261,41 @@ while [ ! -e late ]; do sleep 0.1; done
 	}
 }
 
+// A script that reports itself to the broker is heard whatever it calls its jobs,
+// and counts their attempts.
+func TestPublishJobOfAnyLength(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.serve(t)
+	id := uuid.NewString()
+	long := strings.Repeat("é\x00", 50_000)
+	for _, args := range [][]string{
+		{"progress", "--total", "9999999999"},
+		{"job", long, "--path", long, "--command", long, "--diagnostics", long, "--engine", strings.Repeat("é", 64), "--status", "failed", "--exit-code", "-2147483648"},
+		{"job", long, "--attempt", "2", "--status", "running"},
+	} {
+		s.run(t, append([]string{"publish", args[0], "--workflow", id, "--timeout", "30s"}, args[1:]...)...).want(t, exitOK)
+	}
+	var jobs struct{ Jobs []jobView }
+	servicetest.Eventually(t, patience, "the second attempt runs", func() error {
+		got := s.run(t, "jobs", id, "--json")
+		if got.code != exitOK {
+			return errors.New(got.stderr)
+		}
+		decodeJSON(t, got.stdout, &jobs)
+		if len(jobs.Jobs) != 1 || jobs.Jobs[0].Attempt != 2 {
+			return fmt.Errorf("the jobs are %.1000s", got.stdout)
+		}
+		return nil
+	})
+	if j := jobs.Jobs[0]; j.Status != "running" || j.Name == nil || utf8.RuneCountInString(*j.Name) > workflow.MaxJobName || !strings.HasPrefix(*j.Name, "é") {
+		t.Errorf("the job is %.1000v, want it running, its name cut", j)
+	}
+	if got := s.run(t, "ledger", "--json").want(t, exitOK).stdout; strings.Contains(got, `"dead": 1`) {
+		t.Errorf("something was dead-lettered:\n%s", got)
+	}
+}
+
 func TestPublishJobRefuses(t *testing.T) {
 	away := environment{"WAYMARK_BROKER_URL": "amqp://127.0.0.1:1/", "HOME": t.TempDir()}
 	tests := []struct {
@@ -265,6 +306,12 @@ func TestPublishJobRefuses(t *testing.T) {
 		{[]string{"publish", "job", "fit"}, exitUsage, "say which run: give --workflow"},
 		{[]string{"publish", "job", "fit", "--workflow", "x"}, exitUsage, `"x" is not a UUID`},
 		{[]string{"publish", "job", "fit", "--status", "done"}, exitUsage, `unknown job status "done"`},
+		{[]string{"publish", "job", ""}, exitUsage, "a job needs a name"},
+		{[]string{"publish", "job", "fit", "--attempt", "0"}, exitUsage, "--attempt: expected 1 to 1000000, found 0"},
+		{[]string{"publish", "job", "fit", "--attempt", "1000001"}, exitUsage, "--attempt: expected 1 to 1000000, found 1000001"},
+		{[]string{"publish", "job", "fit", "--exit-code", "2147483648"}, exitUsage, "--exit-code: expected "},
+		{[]string{"publish", "job", "fit", "--engine", strings.Repeat("é", 65)}, exitUsage, "--engine: expected a name of 1 to 64 characters"},
+		{[]string{"publish", "progress", "--engine", ""}, exitUsage, "--engine: expected a name of 1 to 64 characters"},
 		{[]string{"publish", "job", "fit", "plot"}, exitUsage, "put -- before a command"},
 		{[]string{"publish", "job", "fit", "--log", "none", "--", "true"}, exitUsage, "--log: the command itself says that"},
 		{[]string{"publish", "job", "fit", "--status", "running", "--", "true"}, exitUsage, "--status: the command itself says that"},
