@@ -2,10 +2,12 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -13,6 +15,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"waymark/internal/crashpoint"
 	"waymark/workflow"
@@ -136,8 +139,8 @@ type application struct {
 	states map[uuid.UUID]*runState
 	// order holds the ids of the states, sorted: all who write do it in this order.
 	order []uuid.UUID
-	// stored holds the jobs that have a row.
-	stored map[*workflow.Job]struct{}
+	// stored holds the jobs that have a row, and where it is.
+	stored map[*workflow.Job]pgtype.TID
 	// seen holds the known outcome of message ids; ids those of the deliveries.
 	seen map[uuid.UUID]workflow.Outcome
 	ids  []uuid.UUID
@@ -155,7 +158,8 @@ type application struct {
 // runState is the state of one run with what the batch does to it.
 type runState struct {
 	*workflow.State
-	fresh    bool // has no row yet
+	fresh    bool       // has no row yet
+	row      pgtype.TID // where the row is
 	logged   bool
 	logBytes int64 // what is stored of its logs, with those of the batch
 }
@@ -182,14 +186,12 @@ func (a *application) load(ctx context.Context) error {
 	a.ids = make([]uuid.UUID, n)
 	a.states = make(map[uuid.UUID]*runState)
 	a.seen = make(map[uuid.UUID]workflow.Outcome)
-	a.stored = make(map[*workflow.Job]struct{})
+	a.stored = make(map[*workflow.Job]pgtype.TID)
 	if n == 0 {
 		_, err := a.conn.Exec(ctx, sqlBegin)
 		return err
 	}
 	var keys, digests, submitted []uuid.UUID
-	var jobWorkflows []uuid.UUID
-	var jobIDs []string
 	type jobKey struct {
 		workflow uuid.UUID
 		id       string
@@ -212,15 +214,15 @@ func (a *application) load(ctx context.Context) error {
 			continue
 		}
 		for job := range d.Status.MentionedJobs() {
-			key := jobKey{id, job}
-			if _, ok := mentioned[key]; !ok {
-				mentioned[key] = struct{}{}
-				jobWorkflows = append(jobWorkflows, id)
-				jobIDs = append(jobIDs, job)
-			}
+			mentioned[jobKey{id, job}] = struct{}{}
 		}
 	}
 	slices.SortFunc(a.order, compareIDs)
+	// In the order of the index, as all that follows: neighbours are found on the
+	// pages that were just read.
+	jobs := slices.SortedFunc(maps.Keys(mentioned), func(x, y jobKey) int {
+		return cmp.Or(compareIDs(x.workflow, y.workflow), strings.Compare(x.id, y.id))
+	})
 
 	// The statements run one after the other, each with a snapshot of its own:
 	// what follows the lock sees what the lock waited for.
@@ -234,8 +236,12 @@ func (a *application) load(ctx context.Context) error {
 	if len(digests) > 0 {
 		q.Queue(sqlFindRecent, uuids(digests), a.batch.Session).Query(a.scanRecent)
 	}
-	if len(jobIDs) > 0 {
-		q.Queue(sqlLoadJobs, uuids(jobWorkflows), jobIDs).Query(a.scanJobs)
+	if len(jobs) > 0 {
+		of, ids := make(uuidArray, len(jobs)), make([]string, len(jobs))
+		for i, job := range jobs {
+			of[i], ids[i] = uuidValue(job.workflow), job.id
+		}
+		q.Queue(sqlLoadJobs, of, ids).Query(a.scanJobs)
 	}
 	if len(submitted) > 0 {
 		q.Queue(sqlLoadSubmissions, uuids(submitted)).Query(a.scanSubmissions)
@@ -355,6 +361,20 @@ func (a *application) writeLedger(q *pgx.Batch) {
 	})
 }
 
+// errMoved says that somebody who does not hold the locks has changed a row
+// after it was loaded.
+var errMoved = errors.New("rows of runs or jobs were changed by somebody else, who does not hold the locks of the runs")
+
+// all makes sure that a statement has updated every row that it should.
+func all(rows int) func(pgconn.CommandTag) error {
+	return func(tag pgconn.CommandTag) error {
+		if tag.RowsAffected() != int64(rows) {
+			return errMoved
+		}
+		return nil
+	}
+}
+
 func (a *application) writeJobs(q *pgx.Batch) {
 	changed := 0
 	for _, id := range a.order {
@@ -366,14 +386,16 @@ func (a *application) writeJobs(q *pgx.Batch) {
 		return
 	}
 	fresh, known := newJobColumns(changed), newJobColumns(min(changed, len(a.stored)))
+	var rows rowArray
 	for _, id := range a.order {
 		s := a.states[id]
 		if s == nil {
 			continue
 		}
 		for _, j := range s.ChangedJobs {
-			if _, ok := a.stored[j]; ok {
+			if row, ok := a.stored[j]; ok {
 				known.add(id, j)
+				rows = append(rows, row)
 			} else {
 				fresh.add(id, j)
 			}
@@ -383,7 +405,7 @@ func (a *application) writeJobs(q *pgx.Batch) {
 		q.Queue(sqlInsertJobs, fresh.args()...)
 	}
 	if len(known.workflowID) > 0 {
-		q.Queue(sqlUpdateJobs, known.args()...)
+		q.Queue(sqlUpdateJobs, append(known.args(), rows)...).Exec(all(len(rows)))
 	}
 }
 
@@ -409,7 +431,7 @@ func (a *application) writeRuns(q *pgx.Batch) (touched []uuid.UUID) {
 		q.Queue(sqlInsertRuns, fresh.args(a.now)...)
 	}
 	if len(known.id) > 0 {
-		q.Queue(sqlUpdateRuns, append(known.args(), a.now)...)
+		q.Queue(sqlUpdateRuns, append(known.args(), a.now, known.row)...).Exec(all(len(known.row)))
 	}
 	return touched
 }

@@ -14,11 +14,17 @@ import (
 // The bulk statements move rows as one array a column (unnest), so that their
 // number and text do not depend on the size of the batch. Statement, columns
 // and scan of one table stand together here.
+//
+// What was loaded is updated where it was found, by its ctid: to go down the
+// index of a large table once more is what a message costs most there. A row has
+// not moved as long as all who write hold the lock of the run; whether it has is
+// checked, by the number of rows and by its key, in words for which there is no
+// index that the planner might prefer.
 
 const sqlLoadRuns = `
 SELECT id, attempt, planned, jobs_created, jobs_queued, jobs_running, jobs_finished, jobs_failed, jobs_stopped, jobs_cached,
        at_created, at_running, at_finished, at_failed, at_deleted, at_stopped, at_queued, at_pending,
-       specified_at, last_event_at, engine, claims, log_bytes
+       specified_at, last_event_at, engine, claims, log_bytes, ctid
 FROM workflows WHERE id = ANY($1)`
 
 func (a *application) scanRuns(rows pgx.Rows) error {
@@ -34,9 +40,10 @@ func (a *application) scanRuns(rows pgx.Rows) error {
 		finished, failed, stops int32
 		cached                  int32
 		logBytes                int64
+		row                     pgtype.TID
 	)
 	columns := []any{&id, &attempt, &planned, &created, &queued, &runs, &finished, &failed, &stops, &cached,
-		&at[0], &at[1], &at[2], &at[3], &at[4], &at[5], &at[6], &at[7], &specifiedAt, &lastEventAt, &engine, &claims, &logBytes}
+		&at[0], &at[1], &at[2], &at[3], &at[4], &at[5], &at[6], &at[7], &specifiedAt, &lastEventAt, &engine, &claims, &logBytes, &row}
 	_, err := pgx.ForEachRow(rows, columns, func() error {
 		r := workflow.Run{
 			ID: id.Bytes, Attempt: int(attempt), Planned: int(planned), Engine: engine,
@@ -52,7 +59,7 @@ func (a *application) scanRuns(rows pgx.Rows) error {
 				return err
 			}
 		}
-		a.states[r.ID] = &runState{State: workflow.NewState(r), logBytes: logBytes}
+		a.states[r.ID] = &runState{State: workflow.NewState(r), row: row, logBytes: logBytes}
 		return nil
 	})
 	return err
@@ -86,11 +93,12 @@ UPDATE workflows AS w SET
     at_created = u.at_created, at_running = u.at_running, at_finished = u.at_finished, at_failed = u.at_failed,
     at_deleted = u.at_deleted, at_stopped = u.at_stopped, at_queued = u.at_queued, at_pending = u.at_pending,
     specified_at = u.specified_at, last_event_at = u.last_event_at, engine = u.engine, claims = u.claims::jsonb, log_bytes = u.log_bytes
-FROM unnest(` + runParameters + `) AS u(` + runNames + `)
-WHERE w.id = u.id`
+FROM unnest(` + runParameters + `, $26::tid[]) AS u(` + runNames + `, row)
+WHERE w.ctid = u.row AND w.id IS NOT DISTINCT FROM u.id`
 )
 
-// runColumns are the parameters of sqlUpdateRuns but the last, the time.
+// runColumns are the parameters of sqlUpdateRuns but the last two, the time and
+// the rows.
 type runColumns struct {
 	id                                                          uuidArray
 	attempt, planned                                            []int32
@@ -102,6 +110,7 @@ type runColumns struct {
 	engine                                                      []string
 	claims                                                      textArray
 	logBytes                                                    []int64
+	row                                                         rowArray
 }
 
 func newRunColumns(n int) *runColumns {
@@ -130,7 +139,7 @@ func (c *runColumns) add(s *runState) {
 	}
 	c.specifiedAt, c.lastEventAt = append(c.specifiedAt, nullable(r.EngineSpecificAt)), append(c.lastEventAt, r.LastEventAt)
 	c.engine, c.claims = append(c.engine, r.Engine), append(c.claims, claimsOf(r.Claims))
-	c.logBytes = append(c.logBytes, s.logBytes)
+	c.logBytes, c.row = append(c.logBytes, s.logBytes), append(c.row, s.row)
 }
 
 func (c *runColumns) args() []any {
@@ -188,27 +197,28 @@ func claimsOf(c workflow.Claims) pgtype.Text {
 
 const sqlLoadJobs = `
 SELECT j.workflow_id, j.job_id, j.run_attempt, j.attempt, j.status, j.cached, j.exit_code, j.queued_at, j.started_at, j.finished_at,
-       j.name, j.path, j.command, j.diagnostics, j.result::text
+       j.name, j.path, j.command, j.diagnostics, j.result::text, j.ctid
 FROM unnest($1::uuid[], $2::text[]) AS k(workflow_id, job_id)
 JOIN jobs AS j ON j.workflow_id = k.workflow_id AND j.job_id = k.job_id`
 
 func (a *application) scanJobs(rows pgx.Rows) error {
 	for rows.Next() {
 		var id pgtype.UUID
+		var row pgtype.TID
 		j := new(workflow.Job)
-		if err := scanJob(rows, &id, j); err != nil {
+		if err := scanJob(rows, &id, j, &row); err != nil {
 			return err
 		}
 		if s := a.states[id.Bytes]; s != nil {
 			s.Jobs[j.ID] = j
-			a.stored[j] = struct{}{}
+			a.stored[j] = row
 		}
 	}
 	return rows.Err()
 }
 
 // scanJob scans the columns of sqlLoadJobs.
-func scanJob(rows pgx.Rows, id *pgtype.UUID, j *workflow.Job) error {
+func scanJob(rows pgx.Rows, id *pgtype.UUID, j *workflow.Job, row *pgtype.TID) error {
 	var (
 		runAttempt, attempt       int32
 		status                    int16
@@ -217,7 +227,7 @@ func scanJob(rows pgx.Rows, id *pgtype.UUID, j *workflow.Job) error {
 		result                    []byte
 	)
 	err := rows.Scan(id, &j.ID, &runAttempt, &attempt, &status, &j.Cached, &exit, &queued, &started, &finished,
-		&j.Name, &j.Path, &j.Command, &j.Diagnostics, &result)
+		&j.Name, &j.Path, &j.Command, &j.Diagnostics, &result, row)
 	if err != nil {
 		return err
 	}
@@ -238,26 +248,26 @@ func scanJob(rows pgx.Rows, id *pgtype.UUID, j *workflow.Job) error {
 // INSERT … ON CONFLICT would write half as much again to the log of the
 // database, for a conflict that cannot be.
 const (
-	jobsOfUnnest = `unnest($1::uuid[], $2::text[], $3::integer[], $4::integer[], $5::smallint[], $6::boolean[], $7::integer[],
-            $8::timestamptz[], $9::timestamptz[], $10::timestamptz[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[])
-     AS u(workflow_id, job_id, run_attempt, attempt, status, cached, exit_code, queued_at, started_at, finished_at,
-          name, path, command, diagnostics, result)`
+	jobParameters = `$1::uuid[], $2::text[], $3::integer[], $4::integer[], $5::smallint[], $6::boolean[], $7::integer[],
+            $8::timestamptz[], $9::timestamptz[], $10::timestamptz[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[]`
+	jobNames = `workflow_id, job_id, run_attempt, attempt, status, cached, exit_code, queued_at, started_at, finished_at,
+          name, path, command, diagnostics, result`
 	sqlInsertJobs = `
-INSERT INTO jobs (workflow_id, job_id, run_attempt, attempt, status, cached, exit_code, queued_at, started_at, finished_at,
-                  name, path, command, diagnostics, result)
+INSERT INTO jobs (` + jobNames + `)
 SELECT u.workflow_id, u.job_id, u.run_attempt, u.attempt, u.status, u.cached, u.exit_code, u.queued_at, u.started_at, u.finished_at,
        u.name, u.path, u.command, u.diagnostics, u.result::json
-FROM ` + jobsOfUnnest
+FROM unnest(` + jobParameters + `) AS u(` + jobNames + `)`
 	sqlUpdateJobs = `
 UPDATE jobs AS j SET
     run_attempt = u.run_attempt, attempt = u.attempt, status = u.status, cached = u.cached, exit_code = u.exit_code,
     queued_at = u.queued_at, started_at = u.started_at, finished_at = u.finished_at,
     name = u.name, path = u.path, command = u.command, diagnostics = u.diagnostics, result = u.result::json
-FROM ` + jobsOfUnnest + `
-WHERE j.workflow_id = u.workflow_id AND j.job_id = u.job_id`
+FROM unnest(` + jobParameters + `, $16::tid[]) AS u(` + jobNames + `, row)
+WHERE j.ctid = u.row AND j.workflow_id IS NOT DISTINCT FROM u.workflow_id AND j.job_id IS NOT DISTINCT FROM u.job_id`
 )
 
-// jobColumns are the parameters of sqlInsertJobs and sqlUpdateJobs.
+// jobColumns are the parameters of sqlInsertJobs, and of sqlUpdateJobs but the
+// last, the rows.
 type jobColumns struct {
 	workflowID                       uuidArray
 	jobID                            []string
@@ -353,6 +363,7 @@ type uuidArray = pgtype.FlatArray[pgtype.UUID]
 type (
 	timeArray = pgtype.FlatArray[pgtype.Timestamptz]
 	textArray = pgtype.FlatArray[pgtype.Text]
+	rowArray  = pgtype.FlatArray[pgtype.TID]
 )
 
 func uuidValue(id uuid.UUID) pgtype.UUID { return pgtype.UUID{Bytes: id, Valid: true} }

@@ -105,8 +105,11 @@ func (a *advice) Unwrap() error { return a.pg }
 // retryAtOnce reports whether a transaction lost a race that it would most
 // likely win the next time: a serialization failure, a deadlock, an id that
 // somebody else was faster to use (two messages of one id for two workflows), or
-// a run that somebody has made who does not lock runs as we do.
+// a run or job that somebody has made or changed who does not lock runs as we do.
 func retryAtOnce(err error) bool {
+	if errors.Is(err, errMoved) {
+		return true
+	}
 	var pg *pgconn.PgError
 	return errors.As(err, &pg) && (pg.Code == "40001" || pg.Code == "40P01" || (pg.Code == "23505" && (pg.ConstraintName == "seen_messages_pkey" || pg.ConstraintName == "workflows_pkey")))
 }

@@ -1,7 +1,9 @@
 package store_test
 
 import (
+	"context"
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -91,6 +93,58 @@ func TestRunMadeByAnother(t *testing.T) {
 	}
 	if got, err := a.db.Workflow(t.Context(), id); err != nil || got.Status != workflow.StatusFinished {
 		t.Errorf("the run is %v, %v; want it finished", got.Status, err)
+	}
+}
+
+// What somebody who locks no runs does to rows that a batch has loaded is not
+// taken for the batch's: it is folded anew.
+func TestRowsChangedByAnother(t *testing.T) {
+	t.Parallel()
+	d := servicetest.Database(t)
+	a := newApplier(another(t, d))
+	if _, err := a.db.Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for name, statement := range map[string]string{
+		"a run, changed":  `UPDATE workflows SET planned = 77 WHERE id = $1`,
+		"a job, changed":  `UPDATE jobs SET command = 'true' WHERE workflow_id = $1`,
+		"a run, replaced": `WITH w AS (DELETE FROM workflows WHERE id = $1 RETURNING *) INSERT INTO workflows SELECT * FROM w`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			id := uuid.New()
+			step := func(p workflow.Progress, second int) workflow.Delivery {
+				return status(workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusRunning, EventTime: at(second), Progress: p})
+			}
+			if _, err := a.db.Apply(t.Context(), a.batch(step(workflow.Progress{Running: workflow.JobIDs("j")}, 1))); err != nil {
+				t.Fatal(err)
+			}
+			last := step(workflow.Progress{Finished: workflow.JobIDs("j")}, 2)
+			last.MessageID, last.Digest = "", uuid.New() // so that the session is asked for, between loading and writing
+			b := a.batch(last)
+			tries := 0
+			b.Held = func(ctx context.Context) error {
+				if tries++; tries > 1 {
+					return nil
+				}
+				_, err := raw(t, d).ExecContext(ctx, statement, id)
+				return err
+			}
+			if outcomes, err := a.db.Apply(t.Context(), b); err != nil || !slices.Equal(outcomes, []workflow.Outcome{workflow.Applied}) {
+				t.Fatalf("applied: %v, %v", outcomes, err)
+			}
+			if tries != 2 {
+				t.Errorf("the batch was folded %d times, want 2", tries)
+			}
+			var planned, running, finished int
+			var command string
+			if err := raw(t, d).QueryRow(`SELECT planned, jobs_running, jobs_finished, command FROM workflows JOIN jobs ON workflow_id = id WHERE id = $1`, id).Scan(
+				&planned, &running, &finished, &command); err != nil {
+				t.Fatal(err)
+			}
+			if running != 0 || finished != 1 || (planned == 77) != (name == "a run, changed") || (command == "true") != (name == "a job, changed") {
+				t.Errorf("planned %d, running %d, finished %d, command %q", planned, running, finished, command)
+			}
+		})
 	}
 }
 

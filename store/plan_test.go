@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+
 	"waymark/internal/servicetest"
 )
 
@@ -62,6 +64,44 @@ func TestQueriesFindTheirIndex(t *testing.T) {
 			}
 			if strings.Contains(plan.String(), "Seq Scan") {
 				t.Errorf("the plan reads a whole table:\n%s", &plan)
+			}
+		})
+	}
+}
+
+// A batch updates rows where it found them, without a look into an index: of a
+// large table that is most of the cost.
+func TestUpdatesGoToTheRow(t *testing.T) {
+	t.Parallel()
+	d := servicetest.Database(t)
+	db, err := Open(t.Context(), Config{URL: d.URL, Schema: d.Schema})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	if _, err := db.Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for name, statement := range map[string]string{"jobs": sqlUpdateJobs, "runs": sqlUpdateRuns} {
+		t.Run(name, func(t *testing.T) {
+			err := withPgx(t.Context(), db.applies, func(conn *pgx.Conn) error {
+				prepared, err := conn.Prepare(t.Context(), "update_"+name, statement)
+				if err != nil {
+					return err
+				}
+				nulls := strings.TrimSuffix(strings.Repeat("NULL, ", len(prepared.ParamOIDs)), ", ")
+				rows, err := conn.Query(t.Context(), `EXPLAIN (COSTS off) EXECUTE update_`+name+`(`+nulls+`)`, pgx.QueryExecModeSimpleProtocol)
+				if err != nil {
+					return err
+				}
+				lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+				if plan := strings.Join(lines, "\n"); err == nil && !strings.Contains(plan, "Tid Scan") {
+					t.Errorf("the plan does not go to the row:\n%s", plan)
+				}
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
 			}
 		})
 	}
