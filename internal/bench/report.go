@@ -114,7 +114,11 @@ func (b *Bench) Report(ctx context.Context, l ReportLoad) (*Report, error) {
 	if _, err = run(b.Apply(ctx, load, []int{1, 100, 500, 2000})); err != nil {
 		return nil, err
 	}
-	large, err := run(reana.EndToEnd(ctx, load, []int{1, 2, 4}, false))
+	// Longer, as four consumers come later to their stride than one: each connects,
+	// fills its prefetch and prepares its statements.
+	long := load
+	long.Messages, long.WarmUp = 2*load.Messages, 4*load.WarmUp
+	large, err := run(reana.EndToEnd(ctx, long, []int{1, 2, 4}, false))
 	if err != nil {
 		return nil, err
 	}
