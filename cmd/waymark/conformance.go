@@ -246,7 +246,7 @@ func (a *app) showCard(o *output, card conformance.Card, strict bool) error {
 			rows = append(rows, []string{r.WorkflowID.String(), harmless(r.Name), harmless(r.Engine), o.status(r.Status), strconv.Itoa(r.Messages),
 				strconv.Itoa(r.Total), strconv.Itoa(r.Finished), strconv.Itoa(r.Failed), strconv.Itoa(r.Stopped)})
 		}
-		if err := o.table(columns("RUN", "NAME", "ENGINE", "STATUS", ">MESSAGES", ">JOBS", ">FINISHED", ">FAILED", ">STOPPED"), rows, true); err != nil {
+		if err := o.tableOrCards(columns("RUN", "NAME", "ENGINE", "STATUS", ">MESSAGES", ">JOBS", ">FINISHED", ">FAILED", ">STOPPED"), rows); err != nil {
 			return err
 		}
 		fmt.Fprintln(o.w)

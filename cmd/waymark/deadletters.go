@@ -222,7 +222,7 @@ func (a *app) showLetters(o *output, letters []deadLetter) error {
 		fmt.Fprintln(a.stderr, "no dead letters")
 		return nil
 	}
-	return o.table(columns("ID", "QUEUE", "REASON", "POINTER", "LAST SEEN", ">TIMES", ">BYTES", "ERROR"), rows, true)
+	return o.tableOrCards(columns("ID", "QUEUE", "REASON", "POINTER", "LAST SEEN", ">TIMES", ">BYTES", "ERROR"), rows)
 }
 
 func groupLetters(letters []deadLetter) []letterGroup {
@@ -285,5 +285,5 @@ func (a *app) showGroups(o *output, groups []letterGroup) error {
 	for _, g := range groups {
 		rows = append(rows, []string{harmless(g.Queue), clip(harmless(g.Reason), 20), clip(text(g.Pointer), 40), strconv.Itoa(g.Messages), at(g.FirstSeen), at(g.LastSeen), clip(text(g.Example), 80)})
 	}
-	return o.table(columns("QUEUE", "REASON", "POINTER", ">MESSAGES", "FIRST SEEN", "LAST SEEN", "FOR EXAMPLE"), rows, true)
+	return o.tableOrCards(columns("QUEUE", "REASON", "POINTER", ">MESSAGES", "FIRST SEEN", "LAST SEEN", "FOR EXAMPLE"), rows)
 }

@@ -93,7 +93,7 @@ func (a *app) showAudit(o *output, entries []store.AuditEntry) error {
 		fmt.Fprintln(a.stderr, "nothing was done with dead letters")
 		return nil
 	}
-	return o.table(columns("TIME", "WHO", "ACTION", "QUEUE", "ID", "REASON", "POINTER", "WORKFLOW", ">BYTES"), rows, true)
+	return o.tableOrCards(columns("TIME", "WHO", "ACTION", "QUEUE", "ID", "REASON", "POINTER", "WORKFLOW", ">BYTES"), rows)
 }
 
 // auditEntries are what is to be recorded of an action on letters.

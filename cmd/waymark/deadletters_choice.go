@@ -9,6 +9,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/spf13/cobra"
 
+	"waymark/internal/crashpoint"
 	"waymark/workflow"
 )
 
@@ -207,5 +208,6 @@ func (ch *choice) take(ctx context.Context, d *deadLetterQueues) (letters []dead
 	if err := d.release(others); err != nil {
 		return nil, fmt.Errorf("putting back %s: %w", count(len(others), "dead letter"), err)
 	}
+	crashpoint.Hit("letters.taken")
 	return letters, nil
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"waymark/internal/broker"
+	"waymark/internal/crashpoint"
 	"waymark/store"
 )
 
@@ -110,10 +111,12 @@ func (a *app) discard(d *deadLetterQueues, letters []deadLetter, record func([]s
 	if err := record(a.auditEntries(store.Discarded, all)); err != nil {
 		return unrecorded(err)
 	}
+	crashpoint.Hit("discard.recorded")
 	for i, l := range all {
 		if err := l.delivery.Ack(false); err != nil {
 			return fmt.Errorf("discarding after %d of %d: %w", i, len(all), broker.Explain(err))
 		}
+		crashpoint.Hit("discard.acked")
 	}
 	if err := d.settle(); err != nil {
 		return fmt.Errorf("discarding %s: %w", count(len(all), "dead letter"), err)

@@ -87,7 +87,7 @@ func (a *app) dev(cmd *cobra.Command, data string, serversOnly bool, command []s
 		return err
 	}
 	if missing := devstack.Missing(devstack.Options{Dir: folder}); len(missing) > 0 {
-		return &exitError{code: exitUnreachable, err: fmt.Errorf("not installed: %s; install with: apt-get install -y --no-install-recommends %s", strings.Join(missing, ", "), strings.Join(missing, " "))}
+		return &exitError{code: exitUnreachable, err: fmt.Errorf("not installed: %s; install with, as root: apt-get install -y --no-install-recommends %s", strings.Join(missing, ", "), strings.Join(missing, " "))}
 	}
 	fmt.Fprintf(a.stderr, "starting RabbitMQ and PostgreSQL in %s; the first time takes up to a minute\n", harmless(folder))
 	logger := a.logger(c, true)
@@ -141,15 +141,6 @@ func (a *app) devOn(ctx context.Context, c *config, stack *devstack.Stack, serve
 			variables = append(variables, find(key).env()+"=")
 		}
 	}
-	if len(command) == 0 {
-		fmt.Fprintln(a.stdout, "\nIn other terminals:")
-		for _, v := range variables {
-			name, text, _ := strings.Cut(v, "=")
-			fmt.Fprintf(a.stdout, "  export %s=%s\n", name, shellQuote(text))
-		}
-		fmt.Fprintln(a.stdout, "\nThen try there: waymark run script -- sleep 10; waymark list; waymark watch\nCtrl-C stops the servers; their data stays.")
-	}
-
 	g, running := errgroup.WithContext(ctx)
 	running, stop := context.WithCancel(running)
 	defer stop()
@@ -162,6 +153,9 @@ func (a *app) devOn(ctx context.Context, c *config, stack *devstack.Stack, serve
 	g.Go(func() error {
 		defer stop()
 		if len(command) == 0 {
+			if serversOnly || s.awaitReady(running) {
+				a.sayHints(variables, serversOnly)
+			}
 			<-running.Done()
 			return nil
 		}
@@ -172,6 +166,36 @@ func (a *app) devOn(ctx context.Context, c *config, stack *devstack.Stack, serve
 		return nil
 	}
 	return err
+}
+
+// sayHints says what to type elsewhere. It comes last, below all that is logged
+// until everything runs.
+func (a *app) sayHints(variables []string, serversOnly bool) {
+	w := "waymark"
+	if strings.ContainsRune(os.Args[0], filepath.Separator) {
+		w = shellQuote(os.Args[0]) // as it was typed here
+	}
+	var b strings.Builder
+	b.WriteString("\nReady. In another terminal")
+	if w != "waymark" && !filepath.IsAbs(os.Args[0]) {
+		b.WriteString(", in this folder")
+	}
+	b.WriteString(":\n\n")
+	for _, v := range variables {
+		name, text, _ := strings.Cut(v, "=")
+		fmt.Fprintf(&b, "  export %s=%s\n", name, shellQuote(text))
+	}
+	b.WriteString("\n")
+	if serversOnly {
+		fmt.Fprintf(&b, "  %s serve                                  # applies what is published\n", w)
+	}
+	fmt.Fprintf(&b, `  %[1]s run script --name hello -- sleep 10    # runs a program, and reports it
+  %[1]s status hello                           # how it went
+  %[1]s watch                                  # all that runs, live, until Ctrl-C
+
+Ctrl-C here stops the servers. Their data stays, for the next start.
+`, w)
+	fmt.Fprint(a.stdout, b.String())
 }
 
 // runCommandWith runs a command with more environment variables. When ctx ends

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -1108,4 +1109,32 @@ func TestDev(t *testing.T) {
 	if !regexp.MustCompile(`^amqp://\S+ postgres://\S+\n$`).MatchString(got.stdout) {
 		t.Errorf("the command saw %q, want the two URLs", got.stdout)
 	}
+
+	// Without a command it says what to type elsewhere, which works as it is.
+	dev := env.start(t, "dev", "--data", filepath.Join(dir, "data"))
+	servicetest.Eventually(t, patience, "dev says what to type", func() error {
+		if hints := dev.stdout.String(); !strings.Contains(hints, "Ctrl-C here stops") {
+			return fmt.Errorf("it says %q and %q", hints, dev.stderr.String())
+		}
+		return nil
+	})
+	var typed strings.Builder
+	for line := range strings.Lines(dev.stdout.String()) {
+		switch command, hint := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "  "); {
+		case !hint, strings.Contains(command, " watch "): // which has no end
+		case strings.Contains(command, " status "):
+			command, _, _ = strings.Cut(command, "#")
+			fmt.Fprintf(&typed, "until %s; do sleep 0.1; done\n", command) // serve may take a moment
+		default:
+			fmt.Fprintln(&typed, strings.Replace(command, "sleep 10", "sleep 0.1", 1))
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "sh", "-euc", typed.String())
+	cmd.Env, cmd.Dir = append(os.Environ(), programVariable+"=1", "HOME="+t.TempDir()), t.TempDir()
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "hello#1  ") {
+		t.Errorf("typing\n%s\n%v\n%s", typed.String(), err, out)
+	}
+	dev.stop(t, exitOK)
 }

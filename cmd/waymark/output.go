@@ -255,38 +255,39 @@ func (o *output) table(columns []column, rows [][]string, withHead bool) error {
 
 // tableOrCards writes a table or, on a terminal that is too narrow for it, a card
 // for each row: its first cell and, below it, each of the others on a line. For
-// tables of numbers, none of which may be cut.
+// tables of which nothing may be cut.
 func (o *output) tableOrCards(columns []column, rows [][]string) error {
-	heads := make([]string, len(columns))
+	total, names, numbers := -len(columnGap), 0, 0
 	for i, c := range columns {
-		heads[i] = c.head
-	}
-	total, names, cells := -len(columnGap), 0, 0
-	for i := range columns {
-		width := 0
-		for _, row := range append(rows, heads) {
+		head := prettytext.StringWidthWithoutEscSequences(c.head)
+		width := head
+		for _, row := range rows {
 			width = max(width, prettytext.StringWidthWithoutEscSequences(row[i]))
-		}
-		total += width + len(columnGap)
-		if i > 0 {
-			names = max(names, prettytext.StringWidthWithoutEscSequences(heads[i]))
-			for _, row := range rows {
-				cells = max(cells, prettytext.StringWidthWithoutEscSequences(row[i]))
+			if c.right {
+				numbers = max(numbers, prettytext.StringWidthWithoutEscSequences(row[i]))
 			}
 		}
+		total += width + len(columnGap)
+		names = max(names, head)
 	}
 	if o.width <= 0 || total <= o.width {
 		return o.table(columns, rows, true)
 	}
 	var b strings.Builder
-	for _, row := range rows {
+	for n, row := range rows {
+		if n > 0 {
+			b.WriteString("\n")
+		}
 		fmt.Fprintln(&b, o.bold(row[0]))
 		for i, cell := range row[1:] {
+			c := columns[i+1]
 			if cell == "" {
 				cell = "-"
 			}
-			name := strings.ToLower(heads[i+1])
-			fmt.Fprintf(&b, "%s%s%s%s\n", columnGap, prettytext.Pad(name, names, ' '), columnGap, prettytext.AlignRight.Apply(cell, cells))
+			if c.right {
+				cell = prettytext.AlignRight.Apply(cell, numbers)
+			}
+			fmt.Fprintf(&b, "%s%s%s%s\n", columnGap, prettytext.Pad(strings.ToLower(c.head), names, ' '), columnGap, cell)
 		}
 	}
 	_, err := io.WriteString(o.w, b.String())

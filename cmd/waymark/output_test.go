@@ -43,7 +43,7 @@ func TestCardsOnANarrowTerminal(t *testing.T) {
 	heads := columns("QUEUE", ">RECEIVED", ">DEAD", "BALANCED", ">READY")
 	row := []string{"jobs-status", "1234567890", "7", "yes", ""}
 	table := "QUEUE          RECEIVED  DEAD  BALANCED  READY\njobs-status  1234567890     7  yes           -\n"
-	cards := "jobs-status\n  received  1234567890\n  dead               7\n  balanced         yes\n  ready              -\n"
+	cards := "jobs-status\n  received  1234567890\n  dead               7\n  balanced  yes\n  ready              -\n"
 	for width, want := range map[int]string{0: table, 46: table, 45: cards, 20: cards} {
 		var b strings.Builder
 		if err := (&output{w: &b, width: width}).tableOrCards(heads, [][]string{row}); err != nil {

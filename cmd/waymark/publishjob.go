@@ -216,7 +216,7 @@ func (a *app) runJob(cmd *cobra.Command, to *teller, line script.Line, command [
 	line.Status, line.FinishedAt, line.Log = "finished", a.now().UTC(), logs()
 	if exited, ok := errors.AsType[*exec.ExitError](err); ok {
 		code = exited.ExitCode()
-		line.Status, line.Diagnostics = "failed", exited.Error()
+		line.Status, line.Diagnostics = "failed", fmt.Sprintf("exit code %d", code)
 		if status, ok := exited.Sys().(syscall.WaitStatus); ok && status.Signaled() {
 			code = 128 + int(status.Signal())
 			line.Diagnostics = "killed by " + engines.SignalName(status.Signal())

@@ -191,6 +191,7 @@ func (a *app) replay(cmd *cobra.Command, c *config, d *deadLetterQueues, r *repl
 	}
 	published, err := a.republish(ctx, cmd, c, d, r, deaths.queue)
 	a.record(ctx, db, dbErr, a.auditEntries(r.action, published))
+	crashpoint.Hit("replay.recorded")
 	if err != nil {
 		return err
 	}
@@ -330,6 +331,7 @@ func (a *app) republish(ctx context.Context, cmd *cobra.Command, c *config, d *d
 			if err != nil {
 				return fmt.Errorf("taking message %s from the dead-letter queue, now that it is published again: %w", v.ID, broker.Explain(err))
 			}
+			crashpoint.Hit("replay.acked")
 			published = append(published, l)
 		}
 		return nil
@@ -510,7 +512,7 @@ func (a *app) showVerdicts(o *output, r *replay) error {
 	case len(rows) == 0:
 		fmt.Fprintln(a.stderr, "no dead letters")
 	default:
-		if err := o.table(columns("ID", "QUEUE", "OUTCOME", "WHY"), rows, true); err != nil {
+		if err := o.tableOrCards(columns("ID", "QUEUE", "OUTCOME", "WHY"), rows); err != nil {
 			return err
 		}
 		var words []string

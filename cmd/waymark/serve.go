@@ -327,6 +327,21 @@ func (s *server) ready() readiness {
 	return s.health
 }
 
+// awaitReady waits until the server is ready, and reports whether it is before
+// ctx ends.
+func (s *server) awaitReady(ctx context.Context) bool {
+	t := time.NewTicker(pingEvery / 20)
+	defer t.Stop()
+	for !s.ready().Ready {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-t.C:
+		}
+	}
+	return true
+}
+
 func (s *server) look() readiness {
 	s.mu.Lock()
 	schema := s.schema

@@ -231,7 +231,7 @@ func (f *folder) acquire() error {
 			holder = "process " + strings.TrimSpace(string(b))
 		}
 		lock.Close()
-		return fmt.Errorf("the data folder %s is in use by %s: stop that one, or choose another folder", f.path, holder)
+		return fmt.Errorf("the data folder %s is in use by %s: work with those servers, stop them, or choose another folder", f.path, holder)
 	}
 	f.lock = lock
 	if err := lock.Truncate(0); err == nil {

@@ -249,7 +249,9 @@ def _backend(name):
         except ImportError:
             continue
         return backend
-    raise ImportError("waymark_publisher needs pika or kombu: install Debian's python3-pika or python3-kombu")
+    raise ImportError(
+        "waymark_publisher needs pika or kombu, and this Python has neither: "
+        "pip install pika or, for Debian's /usr/bin/python3, apt-get install python3-pika")
 
 
 class _Publisher:
