@@ -46,7 +46,12 @@ With --follow JSON comes as one object a line.
   waymark logs fit --job gendata
   waymark logs fit --all-jobs --tail 20
   waymark logs fit --follow`,
-		Args: args(1, 1, workflowArgument),
+		Args: func(cmd *cobra.Command, words []string) error {
+			if len(words) == 2 {
+				return usage("unexpected argument %q after %s: a job is given with --job", words[1], workflowArgument)
+			}
+			return args(1, 1, workflowArgument)(cmd, words)
+		},
 		RunE: func(cmd *cobra.Command, refs []string) error {
 			if tail < 0 || tail > maxTail {
 				return usage("--tail: expected 1 to %d lines, found %d", maxTail, tail)

@@ -172,6 +172,10 @@ func TestUsageErrors(t *testing.T) {
 		{"unknown subcommand", []string{"dead-letters", "replya"}, `waymark: unknown command "replya" for "waymark dead-letters"; did you mean replay?`},
 		{"unknown flag", []string{"list", "--stat", "x"}, `waymark: unknown flag: --stat; see waymark list --help`},
 		{"missing argument", []string{"status"}, `waymark: missing WORKFLOW; see waymark status --help`},
+		{"a job without its flag", []string{"logs", "fit", "gendata"}, `waymark: unexpected argument "gendata" after WORKFLOW: a job is given with --job`},
+		{"a workflow without its flag", []string{"run", "serial", "reana.yaml"}, `waymark: unexpected argument "reana.yaml": a file is given with -f, a parameter with -p`},
+		{"a workflow without its engine", []string{"run", "my flow.yaml"}, `waymark: "my flow.yaml" is no engine: say which runs it, as in waymark run serial -f 'my flow.yaml', or waymark run script -- 'my flow.yaml'`},
+		{"unknown engine", []string{"run", "serail"}, `waymark: unknown command "serail" for "waymark run"; did you mean serial?`},
 		{"argument too many", []string{"status", "a", "b"}, `waymark: unexpected argument "b" after WORKFLOW; see waymark status --help`},
 		{"hostile argument", []string{"version", "\x1b[2J"}, `waymark: unexpected argument "\x1b[2J"; see waymark version --help`},
 		{"unknown status", []string{"list", "--status", "done"}, `waymark: --status: unknown status "done": expected one of created, running, finished, failed, deleted, stopped, queued, pending`},
@@ -240,6 +244,9 @@ func TestVersion(t *testing.T) {
 	text := environment{}.run(t, "version").want(t, exitOK).stdout
 	if !strings.HasPrefix(text, "waymark ") || strings.Count(text, "\n") != 1 {
 		t.Errorf("version = %q, want one line that begins with the name", text)
+	}
+	if got := (environment{}).run(t, "--version").want(t, exitOK); got.stdout != text || got.stderr != "" {
+		t.Errorf("--version says %q and %q, want what version says, %q", got.stdout, got.stderr, text)
 	}
 	var v versionView
 	decodeJSON(t, environment{}.run(t, "version", "--json").want(t, exitOK).stdout, &v)

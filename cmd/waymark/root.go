@@ -39,6 +39,10 @@ Configuration: flags, then environment (WAYMARK_BROKER_URL, …), then the file
 		Args:          cobra.ArbitraryArgs, // group says what is wrong with them
 		RunE:          group,
 	}
+	version := buildVersion()
+	root.Version = version.line()
+	root.SetVersionTemplate("{{.Version}}\n")
+	root.Flags().Bool("version", false, "print the version") // without a short form
 	root.SetUsageTemplate(usageTemplate)
 	root.SetFlagErrorFunc(flagError)
 	root.CompletionOptions.HiddenDefaultCmd = true

@@ -98,7 +98,12 @@ func (a *app) runCommand() *cobra.Command {
 subcommand. Except for serial, which is Waymark's own, the engine's command line
 follows after --, just as it would be typed without Waymark.`,
 		Example: "  waymark run serial -f reana.yaml\n  waymark run snakemake -- snakemake -j4\n  waymark run script -- ./analysis.sh",
-		RunE:    group,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 && (filepath.Ext(args[0]) != "" || strings.ContainsRune(args[0], filepath.Separator)) {
+				return usage("%q is no engine: say which runs it, as in waymark run serial -f %s, or waymark run script -- %[2]s", args[0], shellQuote(args[0]))
+			}
+			return group(cmd, args)
+		},
 	}
 	cmd.AddCommand(a.runSerialCommand())
 	for _, e := range watchedEngines {

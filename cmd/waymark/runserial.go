@@ -60,7 +60,12 @@ first Ctrl-C stops the command, the second kills it.`,
 		Example: `  waymark run serial -f reana.yaml -p sleeptime=0
   waymark run serial -o TARGET=gendata --workspace /tmp/fit
   waymark run serial --workspace /tmp/fit --resume`,
-		Args: args(0, 0, ""),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usage("unexpected argument %q: a file is given with -f, a parameter with -p", args[0])
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.runSerial(cmd, &f) },
 	}
 	flags := cmd.Flags()

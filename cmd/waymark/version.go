@@ -41,6 +41,18 @@ func buildVersion() versionView {
 	return v
 }
 
+// line is the version as people read it.
+func (v *versionView) line() string {
+	commit := "unknown commit"
+	if v.Commit != nil {
+		commit = "commit " + *v.Commit
+	}
+	if v.Modified {
+		commit += " with changes"
+	}
+	return fmt.Sprintf("waymark %s (%s, %s, %s)", v.Version, commit, v.Go, v.Platform)
+}
+
 func (a *app) versionCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "version",
@@ -53,14 +65,7 @@ func (a *app) versionCommand() *cobra.Command {
 			if o.format == formatJSON {
 				return o.document(v)
 			}
-			commit := "unknown commit"
-			if v.Commit != nil {
-				commit = "commit " + *v.Commit
-			}
-			if v.Modified {
-				commit += " with changes"
-			}
-			_, err := fmt.Fprintf(o.w, "waymark %s (%s, %s, %s)\n", v.Version, commit, v.Go, v.Platform)
+			_, err := fmt.Fprintln(o.w, v.line())
 			return err
 		},
 	}
