@@ -15,8 +15,7 @@ package cwl
 
 import (
 	"context"
-	_ "embed"
-	"errors"
+	"embed"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -27,8 +26,8 @@ import (
 	"waymark/engines"
 )
 
-//go:embed sitecustomize.py
-var hook []byte
+//go:embed *.py
+var hook embed.FS
 
 // Adapter watches cwltool. Given a command line of toil-cwl-runner it does what
 // [Toil] does. The zero value is ready.
@@ -48,18 +47,8 @@ func (Adapter) Prepare(_ context.Context, l *engines.Launch) (engines.Watch, err
 		return engines.Watch{}, nil
 	}
 	bare := slices.Clone(l.Env)
-	folder := filepath.Join(l.Temp, "python")
-	if strings.Contains(folder, ":") {
-		l.Logger.Warn("cwltool is watched by its standard error: PYTHONPATH cannot have a folder with a colon", "folder", folder)
-	} else {
-		if err := os.Mkdir(folder, 0o700); err != nil {
-			return engines.Watch{}, fmt.Errorf("making a folder for the hook: %w", err)
-		}
-		if err := os.WriteFile(filepath.Join(folder, "sitecustomize.py"), hook, 0o600); err != nil {
-			return engines.Watch{}, fmt.Errorf("writing the hook: %w", err)
-		}
-		l.PrependPath("PYTHONPATH", folder)
-		l.Setenv("WAYMARK_SOCKET", l.Socket)
+	if err := installHook(l); err != nil {
+		return engines.Watch{}, err
 	}
 	reducer := newReducer(l.WorkflowID)
 	watch := engines.Watch{Reducer: reducer, Stderr: true}
@@ -69,6 +58,21 @@ func (Adapter) Prepare(_ context.Context, l *engines.Launch) (engines.Watch, err
 		watch.Sources = []engines.Source{packing(c, l.Args, bare, l.Dir, asking.needed)}
 	}
 	return watch, nil
+}
+
+// installHook puts the hook on PYTHONPATH, unless it could not be found there.
+func installHook(l *engines.Launch) error {
+	folder := filepath.Join(l.Temp, "python")
+	if strings.Contains(folder, ":") {
+		l.Logger.Warn("the engine is watched without the hook: PYTHONPATH cannot have a folder with a colon", "folder", folder)
+		return nil
+	}
+	if err := os.CopyFS(folder, hook); err != nil {
+		return fmt.Errorf("writing the hook: %w", err)
+	}
+	l.PrependPath("PYTHONPATH", folder)
+	l.Setenv("WAYMARK_SOCKET", l.Socket)
+	return nil
 }
 
 // asking is a reducer that closes needed when jobs run and nobody has said how
@@ -87,24 +91,30 @@ func (a *asking) Apply(e engines.Event, to engines.Story) bool {
 	return ok
 }
 
-// Toil watches toil-cwl-runner, by the message bus of its leader. The zero
-// value is ready.
+// Toil watches toil-cwl-runner, by the message bus of its leader and a hook in
+// the workers on this machine. The zero value is ready.
 type Toil struct{}
 
 // Engine returns "toil".
 func (Toil) Engine() string { return "toil" }
 
-// Prepare adds --writeMessages to the command line, unless it is there.
+// Prepare puts the hook on PYTHONPATH, and adds --writeMessages to the command
+// line, unless it is there. A command line that does not name toil-cwl-runner stays
+// as it is, and is watched by the hook alone.
 func (Toil) Prepare(_ context.Context, l *engines.Launch) (engines.Watch, error) {
 	return prepareToil(l, parse(l.Args, ""))
 }
 
 func prepareToil(l *engines.Launch, c commandLine) (engines.Watch, error) {
-	if !c.toil {
-		return engines.Watch{}, errors.New("the command line names no toil-cwl-runner")
-	}
 	if c.prints {
 		return engines.Watch{}, nil
+	}
+	if err := installHook(l); err != nil {
+		return engines.Watch{}, err
+	}
+	watch := engines.Watch{Reducer: newReducer(l.WorkflowID)}
+	if !c.toil { // in a script; the hook is where Toil is
+		return watch, nil
 	}
 	const option = "--writeMessages"
 	file := ""
@@ -122,5 +132,6 @@ func prepareToil(l *engines.Launch, c commandLine) (engines.Watch, error) {
 	} else if !filepath.IsAbs(file) {
 		file = filepath.Join(l.Dir, file)
 	}
-	return engines.Watch{Reducer: newReducer(l.WorkflowID), Sources: []engines.Source{follow(file)}}, nil
+	watch.Sources = []engines.Source{follow(file)}
+	return watch, nil
 }

@@ -7,6 +7,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -26,28 +28,50 @@ const (
 	localBatchSystem = "SingleMachineBatchSystem"
 )
 
-// bus makes a story of the messages of Toil's leader: tab-separated lines, a
-// kind and its fields. A job is one of the kind CWLJob; scatter, gather and
-// resolve are Toil's own.
+// bus makes a story of the messages of Toil's leader, tab-separated lines of a
+// kind and its fields, and of what the hook tells of the leader's workers. A job
+// is one of the kind CWLJob; scatter, gather and resolve are Toil's own.
+//
+// The bus knows of the first job of a worker alone. The hook knows of those that
+// are chained to it, and of what they run, but only on the leader's machine, and
+// not whether Toil is going to repeat what failed.
 type bus struct {
 	workflowID uuid.UUID
-	jobs       map[string]*toilJob
-	order      []*toilJob
-	byBatch    map[string]*toilJob
+	slots      map[string]*slot
+	byBatch    map[string]*slot
+	jobs       []*toilJob
+	skipped    []string
 }
 
-// toilJob is a CWLJob. Toil keeps its id in the job store when it repeats it.
+// slot is an id in Toil's job store: a job, and after it those that are chained
+// to it, which take its id over.
+type slot struct {
+	id, name  string // of what was issued first
+	jobs      []*toilJob
+	issued    int // workers for it, by the bus
+	completed int // those that ended
+	exit      int // of the last of them
+	heard     int // workers for it, by the hook
+	pid       int // of the last of them
+}
+
+// toilJob is a CWLJob.
 type toilJob struct {
 	name, id string
-	store    string // its id in Toil's job store
+	node     string // in the graph
 	attempt  int
+	pid      int  // of its worker, if the hook was heard
 	ended    bool // this attempt
 	exit     int
 	failed   bool // for good
+	code     *int // of its process
+	why      []string
+	class    string // of the tool, if the hook was heard
+	ran      bool   // a command
 }
 
 func newBus(workflowID uuid.UUID) *bus {
-	return &bus{workflowID: workflowID, jobs: make(map[string]*toilJob), byBatch: make(map[string]*toilJob)}
+	return &bus{workflowID: workflowID, slots: make(map[string]*slot), byBatch: make(map[string]*slot)}
 }
 
 func (b *bus) seen() bool { return len(b.jobs) > 0 }
@@ -63,92 +87,291 @@ func (b *bus) apply(e engines.Event, to engines.Story) {
 	}
 	switch kind {
 	case "JobIssued":
-		if j := b.job(at(2), at(1)); j != nil {
-			b.byBatch[at(3)] = j
-			b.issued(j, to)
+		if batch := at(3); at(2) != "" && b.byBatch[batch] == nil {
+			p := b.slot(at(2))
+			b.byBatch[batch] = p
+			b.issued(p, at(1), e.At, to)
 		}
 	case "ExternalBatchId":
-		if j := b.byBatch[at(1)]; j != nil && !j.ended && at(3) == localBatchSystem {
-			to.Job(j.report(workflow.JobRunning, workflow.JobReport{StartedAt: e.At}))
+		if p := b.byBatch[at(1)]; p != nil && p.issued > p.heard && at(3) == localBatchSystem {
+			if j := p.last(); j != nil && !j.ended {
+				to.Job(j.report(workflow.JobRunning, workflow.JobReport{StartedAt: e.At}))
+			}
 		}
 	case "JobCompleted":
-		if j := b.job(at(2), at(1)); j != nil {
-			b.completed(j, at(3), e.At, to)
+		exit, err := strconv.Atoi(at(3))
+		if p := b.slots[at(2)]; p != nil && err == nil {
+			p.complete(exit, e.At, to)
 		}
 	case "JobFailed":
-		if j := b.job(at(2), at(1)); j != nil && !j.failed && !(j.ended && j.exit == 0) {
-			j.failed, j.ended = true, true
-			news := workflow.JobReport{FinishedAt: e.At, Diagnostics: "Toil gave it up"}
-			if j.exit != 0 {
-				news.ExitCode = &j.exit
-				news.Diagnostics = fmt.Sprintf("exit code %d, and Toil gave it up", j.exit)
-			}
-			to.Job(j.report(workflow.JobFailed, news))
+		if p := b.slots[at(2)]; p != nil {
+			b.fail(p, at(1), e.At, to)
 		}
 	}
 }
 
-// job is the one with an id of Toil's job store, nil if it is Toil's own.
-func (b *bus) job(id, name string) *toilJob {
-	if !strings.HasPrefix(id, "kind-CWLJob/") {
+func (b *bus) slot(id string) *slot {
+	p := b.slots[id]
+	if p == nil {
+		p = &slot{id: id}
+		b.slots[id] = p
+	}
+	return p
+}
+
+// last is the job that has the id by now, nil if that is Toil's own.
+func (p *slot) last() *toilJob {
+	if len(p.jobs) == 0 {
 		return nil
 	}
-	j := b.jobs[id]
-	if j == nil {
-		if name == "" {
-			name = id
+	return p.jobs[len(p.jobs)-1]
+}
+
+// generated is what cwltool calls a tool without an id of its own, anew in each run.
+var generated = regexp.MustCompile(`(^|\.)_:[0-9a-f-]{36}(\.|$)`)
+
+// take makes the job that takes the id over.
+func (b *bus) take(p *slot, name string) *toilJob {
+	node := p.id
+	if len(p.jobs) > 0 || !strings.HasPrefix(p.id, "kind-CWLJob/") {
+		same := 1
+		for _, j := range p.jobs {
+			if j.name == name {
+				same++
+			}
 		}
-		j = &toilJob{name: name, store: id, id: engines.JobID(b.workflowID, "toil", id)}
-		b.jobs[id] = j
-		b.order = append(b.order, j)
+		if node += "/" + name; same > 1 {
+			node += fmt.Sprintf("#%d", same)
+		}
 	}
+	j := &toilJob{name: name, node: node, id: engines.JobID(b.workflowID, "toil", node)}
+	p.jobs = append(p.jobs, j)
+	b.jobs = append(b.jobs, j)
 	return j
 }
 
 func (j *toilJob) report(status workflow.JobStatus, news workflow.JobReport) workflow.JobReport {
-	news.ID, news.Name, news.Status, news.Attempt = j.id, j.name, status, max(j.attempt, 1)
+	news.ID, news.Status, news.Attempt = j.id, status, max(j.attempt, 1)
+	news.Name = j.label()
 	return news
 }
 
-func (b *bus) issued(j *toilJob, to engines.Story) {
-	switch {
-	case j.failed, j.attempt > 0 && !j.ended, j.ended && j.exit == 0:
-		return // said before
+// label is the name without what is new in each run.
+func (j *toilJob) label() string {
+	if name := strings.Trim(generated.ReplaceAllString(j.name, "."), "."); name != "" {
+		return name
 	}
+	return j.node
+}
+
+// begin is another attempt.
+func (j *toilJob) begin() {
 	j.attempt++
-	j.ended, j.exit = false, 0
+	j.ended, j.exit, j.pid, j.code, j.why, j.ran = false, 0, 0, nil, nil, false
+}
+
+func (j *toilJob) finish(at time.Time, to engines.Story) {
+	j.ended, j.exit = true, 0
+	if j.code == nil {
+		j.code = new(int)
+	}
+	to.Job(j.report(workflow.JobFinished, workflow.JobReport{FinishedAt: at, ExitCode: j.code}))
+}
+
+// end ends an attempt that failed. It may be repeated, and only Toil knows.
+func (j *toilJob) end(exit int) {
+	j.ended, j.exit = true, exit
+	if j.code != nil && *j.code != 0 {
+		j.exit = *j.code
+	}
+}
+
+func (j *toilJob) fail(at time.Time, why string, to engines.Story) {
+	j.failed, j.ended = true, true
+	news := workflow.JobReport{FinishedAt: at, Diagnostics: why, ExitCode: j.code}
+	if j.pid == 0 && j.exit != 0 { // of the worker, which is all that the bus knows
+		news.ExitCode = &j.exit
+		news.Diagnostics = fmt.Sprintf("exit code %d, and %s", j.exit, why)
+	}
+	if len(j.why) > 0 {
+		news.Diagnostics = strings.Join(j.why, "\n")
+	}
+	to.Job(j.report(workflow.JobFailed, news))
+}
+
+func (b *bus) issued(p *slot, name string, at time.Time, to engines.Story) {
+	if p.issued++; p.issued == 1 {
+		p.name = name
+	}
+	if p.issued <= p.heard {
+		return // the hook has told of its worker
+	}
+	j := p.last()
+	switch {
+	case j == nil && !strings.HasPrefix(p.id, "kind-CWLJob/") && p.own(name):
+		return
+	case j == nil:
+		j = b.take(p, name)
+	case j.name != name && p.own(name):
+		return
+	case j.name != name: // chained to it
+		if !j.failed && !(j.ended && j.exit == 0) {
+			j.finish(at, to)
+		}
+		if j = b.take(p, name); p.exit != 0 {
+			j.attempt = 1 // nobody told of the first
+		}
+	case j.failed, !j.ended && j.attempt > 0, j.ended && j.exit == 0:
+		return // said before, or what is left to be cleaned up
+	}
+	j.begin()
 	to.Job(j.report(workflow.JobQueued, workflow.JobReport{}))
 }
 
-// completed ends an attempt. One that failed may be repeated, and only Toil
-// knows.
-func (b *bus) completed(j *toilJob, code string, at time.Time, to engines.Story) {
-	exit, err := strconv.Atoi(code)
-	if err != nil || j.ended || j.failed {
+// own reports whether a name is of what Toil has made of the workflow.
+func (p *slot) own(name string) bool {
+	return name == p.name && !strings.HasPrefix(p.id, "kind-CWLJob/") || name == "CWLScatter" || name == "CWLGather" || strings.HasSuffix(name, "._resolve")
+}
+
+// complete is the end of a worker.
+func (p *slot) complete(exit int, at time.Time, to engines.Story) {
+	p.completed++
+	p.exit = exit
+	j := p.last()
+	switch {
+	case j == nil || j.ended || p.completed < p.heard:
+	case exit == 0:
+		j.finish(at, to)
+	default:
+		j.end(exit)
+	}
+}
+
+// fail is what Toil gives up.
+func (b *bus) fail(p *slot, name string, at time.Time, to engines.Story) {
+	j := p.last()
+	if (j == nil || j.name != name) && !p.own(name) && p.heard == 0 { // chained to it
+		if j != nil && !j.failed && !(j.ended && j.exit == 0) {
+			j.finish(at, to)
+		}
+		j = b.take(p, name)
+		j.begin()
+		j.end(p.exit)
+	}
+	if j != nil && j.name == name && !j.failed && !(j.ended && j.exit == 0) {
+		j.fail(at, "Toil gave it up", to)
+	}
+}
+
+// hear takes what the hook tells of a job in a worker, and reports whether it
+// means something.
+func (b *bus) hear(rec *record, to engines.Story) bool {
+	p := b.slot(rec.Toil.ID)
+	j := p.last()
+	if rec.PID != p.pid {
+		p.pid = rec.PID
+		p.heard++
+	}
+	if *rec.Message == "begin" {
+		b.began(p, j, rec, to)
+		return true
+	}
+	if j == nil || j.name != rec.Toil.Name || j.ended {
+		return false
+	}
+	switch m := *rec.Message; m {
+	case "end":
+		if rec.Good {
+			j.finish(rec.at, to)
+			if j.class == "CommandLineTool" && !j.ran {
+				b.skip(j, to)
+			}
+		} else {
+			j.end(1)
+		}
+	case msgRuns:
+		j.ran = true
+		to.Job(j.report(workflow.JobRunning, workflow.JobReport{Command: command(rec.arg(2))}))
+	case msgCompleted:
+		if rec.Exit != nil {
+			j.code = shellExit(*rec.Exit)
+		}
+		if logs := rec.output(); logs != "" {
+			to.Job(workflow.JobReport{ID: j.id, Attempt: j.attempt, Logs: logs})
+		}
+		if rec.arg(1) != "success" {
+			j.end(1)
+		}
+	case msgExited, msgKilled, msgJobError, msgNotFound, msgException:
+		why, code := rec.cause()
+		if code != nil {
+			j.code = code
+		}
+		if why = clip(why, maxText); !slices.Contains(j.why, why) && len(j.why) < 10 {
+			j.why = append(j.why, why)
+		}
+	default:
+		return false
+	}
+	return true
+}
+
+func (b *bus) began(p *slot, j *toilJob, rec *record, to engines.Story) {
+	switch name, another := rec.Toil.Name, j != nil && j.pid != 0 && j.pid != rec.PID; {
+	case j == nil:
+		j = b.take(p, name)
+	case j.name != name: // chained to it
+		if !j.ended {
+			j.finish(rec.at, to)
+		}
+		j = b.take(p, name)
+	case another || j.ended && j.exit != 0: // repeated
+		j.ended = true
+	case j.ended: // chained to its namesake
+		j = b.take(p, name)
+	}
+	if j.failed {
 		return
 	}
-	j.ended, j.exit = true, exit
-	if exit == 0 {
-		to.Job(j.report(workflow.JobFinished, workflow.JobReport{FinishedAt: at, ExitCode: &j.exit}))
+	if j.ended || j.attempt == 0 {
+		j.begin()
+	}
+	j.pid, j.class = rec.PID, rec.Class
+	to.Job(j.report(workflow.JobRunning, workflow.JobReport{StartedAt: rec.at}))
+}
+
+// skip names a job whose condition did not hold. To Toil it is a job all the same.
+func (b *bus) skip(j *toilJob, to engines.Story) {
+	if len(b.skipped) < maxSkipped {
+		b.skipped = append(b.skipped, j.label())
+		to.Detail("skipped", slices.Clone(b.skipped))
 	}
 }
 
 // end says why the run failed, if a job did.
-func (b *bus) end(to engines.Story) (reason string) {
+func (b *bus) end(at time.Time, to engines.Story) (reason string) {
 	failed := 0
-	for _, j := range b.order {
-		if j.failed {
-			if failed++; failed == 1 {
-				reason = fmt.Sprintf("job %s failed: exit code %d", j.name, j.exit)
+	for _, j := range b.jobs {
+		if j.ended && j.exit != 0 && !j.failed {
+			j.fail(at, "Toil ended before it was repeated", to)
+		}
+		if !j.failed {
+			continue
+		}
+		if failed++; failed == 1 {
+			why := fmt.Sprintf("exit code %d", j.exit)
+			if len(j.why) > 0 {
+				why = oneLine(strings.Join(j.why, "; "))
 			}
+			reason = fmt.Sprintf("job %s failed: %s", j.label(), why)
 		}
 	}
 	if failed > 1 {
 		reason += fmt.Sprintf(" (and %d more failed)", failed-1)
 	}
 	graph := &engines.Graph{}
-	for _, j := range b.order {
-		graph.Nodes = append(graph.Nodes, engines.Node{ID: j.store, Name: j.name, JobID: j.id})
+	for _, j := range b.jobs {
+		graph.Nodes = append(graph.Nodes, engines.Node{ID: j.node, Name: j.label(), JobID: j.id})
 	}
 	to.Graph(graph)
 	return reason

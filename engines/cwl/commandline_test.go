@@ -86,13 +86,18 @@ func TestPrepareToil(t *testing.T) {
 	if want := strings.Fields("python3 -m toil-cwl-runner --writeMessages " + l.Temp + "/bus.txt --retryCount 1 a.cwl"); !slices.Equal(l.Args, want) || len(w.Sources) != 1 {
 		t.Errorf("toil runs as %q, want %q", l.Args, want)
 	}
+	if got := l.Getenv("PYTHONPATH"); got != l.Temp+"/python:/own" || l.Getenv("WAYMARK_SOCKET") != l.Socket {
+		t.Errorf("the environment is %q", l.Env)
+	}
 	for _, line := range []string{"toil-cwl-runner --writeMessages bus a.cwl", "toil-cwl-runner --writeMessages=bus a.cwl"} {
 		l := launch(t, line)
 		if _, err := (Adapter{}).Prepare(context.Background(), l); err != nil || strings.Join(l.Args, " ") != line {
 			t.Errorf("%s became %q, %v", line, l.Args, err)
 		}
 	}
-	if _, err := (Toil{}).Prepare(context.Background(), launch(t, "./my-toil.sh")); err == nil {
-		t.Error("a command line without toil-cwl-runner can be watched")
+	l = launch(t, "./my-toil.sh a.cwl")
+	w, err = Toil{}.Prepare(context.Background(), l)
+	if err != nil || w.Reducer == nil || len(w.Sources) != 0 || l.Getenv("PYTHONPATH") != l.Temp+"/python:/own" || !slices.Equal(l.Args, []string{"./my-toil.sh", "a.cwl"}) {
+		t.Errorf("a script that may run Toil is watched by %+v (%v), as %q in %q", w, err, l.Args, l.Env)
 	}
 }

@@ -28,7 +28,7 @@ func hookPrograms(t *testing.T) []string {
 func python(t *testing.T, program, socket, script string) string {
 	t.Helper()
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "sitecustomize.py"), hook, 0o600); err != nil {
+	if err := os.CopyFS(dir, hook); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(program, "-W", "error", "-c", script)
@@ -192,5 +192,107 @@ print("done")
 		if out := python(t, "/usr/bin/python3", socket, script); out != "done\n" {
 			t.Errorf("%s: the program printed %q", name, out)
 		}
+	}
+}
+
+// stubToil writes a package in Toil's place, with these two modules.
+func stubToil(t *testing.T, system, jobs string) (folder string) {
+	t.Helper()
+	folder = t.TempDir()
+	for name, text := range map[string]string{
+		"toil/__init__.py": "", "toil/batchSystems/__init__.py": "", "toil/cwl/__init__.py": "",
+		"toil/batchSystems/singleMachine.py": system, "toil/cwl/cwltoil.py": jobs,
+	} {
+		path := filepath.Join(folder, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return folder
+}
+
+// TestHookInToil has workers of a Toil that logs errors alone, and of one that is
+// unlike any other.
+func TestHookInToil(t *testing.T) {
+	t.Parallel()
+	const script = `
+import os, sys
+sys.path.insert(0, "FOLDER")
+import toil.batchSystems.singleMachine as s, toil.cwl.cwltoil as c
+assert "WAYMARK_SOCKET" not in os.environ and "PYTHONPATH" not in os.environ, os.environ
+`
+	t.Run("errors alone", func(t *testing.T) {
+		t.Parallel()
+		l := listen(t)
+		all := heard(t, l, `"good": true`)
+		folder := stubToil(t, "class SingleMachineBatchSystem:\n    def __init__(self, *, of): self.environment = {'OF': of}\n", `
+import logging
+class Description:
+    unitName, jobName, displayName, jobStoreID = None, "name", "display", "kind-CWLJob/x"
+class CWLJob:
+    description = Description()
+    def run(self, store):
+        """What it does."""
+        log = logging.getLogger("cwltool")
+        log.info("[job %s] %s$ %s%s%s%s", "name", "/tmp", "a command", "", "", "")
+        log.error("an error that Toil writes")
+        return store + 1
+`)
+		out := python(t, "/usr/bin/python3", l.Addr().String(), strings.ReplaceAll(script, "FOLDER", folder)+`
+import logging
+logging.basicConfig(level=logging.ERROR, stream=sys.stdout, format="%(message)s")
+assert c.CWLJob.run.__doc__ == "What it does."
+print(c.CWLJob().run(1))
+logging.getLogger("toil.worker").info("Completed body for %s", "it")
+logging.getLogger("toil.worker").info("something else")
+logging.getLogger("cwltool").debug("a detail")
+e = s.SingleMachineBatchSystem(of="the user").environment
+print(sorted(e), e["PYTHONPATH"].startswith("/"), e["WAYMARK_SOCKET"].startswith("/"))
+`)
+		const want = "an error that Toil writes\n2\n['OF', 'PYTHONPATH', 'WAYMARK_SOCKET', 'WAYMARK_WORKER'] True True\n"
+		if out != want {
+			t.Errorf("the program printed %q, want %q", out, want)
+		}
+		var messages []string
+		for _, s := range <-all {
+			var doc struct {
+				Waymark int
+				Engine  string
+				Msg     string
+				Toil    *toilName
+			}
+			if err := json.Unmarshal([]byte(s), &doc); err != nil {
+				t.Errorf("the hook sends %.200q: %v", s, err)
+			}
+			switch {
+			case doc.Waymark > 0 && doc.Engine != "toil", doc.Waymark == 0 && (doc.Toil == nil || *doc.Toil != toilName{"kind-CWLJob/x", "name"}):
+				t.Errorf("the hook does not say whose this is: %s", s)
+			}
+			messages = append(messages, doc.Msg)
+		}
+		if want := []string{"", "begin", msgRuns, "an error that Toil writes", "end"}; !slices.Equal(messages, want) {
+			t.Errorf("the hook sends %q, want %q", messages, want)
+		}
+	})
+	for name, modules := range map[string][2]string{
+		"nothing is there": {"", ""},
+		"all is different": {
+			"class SingleMachineBatchSystem:\n    environment = None\n",
+			"class CWLJob:\n    description = None\n    @staticmethod\n    def run(store): return store + 1\n",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			out := python(t, "/usr/bin/python3", "/nowhere", strings.ReplaceAll(script, "FOLDER", stubToil(t, modules[0], modules[1]))+`
+if hasattr(c, "CWLJob"): print(c.CWLJob().run(1), s.SingleMachineBatchSystem().environment)
+print("done")
+`)
+			if want := strings.TrimPrefix("2 None\ndone\n", map[bool]string{true: "2 None\n"}[modules[0] == ""]); out != want {
+				t.Errorf("the program printed %q, want %q", out, want)
+			}
+		})
 	}
 }

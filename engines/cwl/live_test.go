@@ -387,13 +387,13 @@ func TestEngineIsKilled(t *testing.T) {
 	l := newLive(t, "cwltool", "--outdir", "out", "sleeping.cwl")
 	parent := filepath.Join(l.dir, "parent")
 	l.write("sleeping.cwl", strings.ReplaceAll(strings.ReplaceAll(sleeping, "PARENT", parent), "sleep 600", "sleep 2"))
-	out := l.watchUntil("running", running, func(context.CancelCauseFunc) { kill(t, parent) })
+	out := l.watchUntil("running", running, func(context.CancelCauseFunc) { kill(t, processIn(t, parent)) })
 	v := l.want(out, workflow.StatusFailed, 137, 2, 0, 1, 0)
 	l.specific(v, `"inferred":[`)
 }
 
-// kill kills the process whose number is written in a file.
-func kill(t *testing.T, file string) {
+// processIn is the number of the process that is written in a file, once it is.
+func processIn(t *testing.T, file string) int {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); <-time.After(20 * time.Millisecond) {
 		pid := 0
@@ -401,13 +401,19 @@ func kill(t *testing.T, file string) {
 			_, _ = fmt.Sscan(string(doc), &pid)
 		}
 		if pid > 0 {
-			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-				t.Errorf("killing the engine: %v", err)
-			}
-			return
+			return pid
 		}
 	}
-	t.Errorf("no process wrote its number into %s", file)
+	t.Fatalf("no process wrote its number into %s", file)
+	return 0
+}
+
+// kill kills a process, or the group of a negative number.
+func kill(t *testing.T, pid int) {
+	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Errorf("killing process %d: %v", pid, err)
+	}
 }
 
 // TestScript has a script call cwltool twice, ignore that it failed, and write

@@ -34,7 +34,7 @@ const (
 func NewReducer(workflowID uuid.UUID) engines.Reducer { return newReducer(workflowID) }
 
 func newReducer(workflowID uuid.UUID) *reducer {
-	r := &reducer{workflowID: workflowID, engines: make(map[int]*engine), bus: newBus(workflowID)}
+	r := &reducer{workflowID: workflowID, engines: make(map[int]*engine), toil: make(map[int]bool), bus: newBus(workflowID)}
 	r.text.other = r.output.line
 	r.turns.tell = r.tellLog
 	return r
@@ -44,7 +44,9 @@ func newReducer(workflowID uuid.UUID) *reducer {
 type reducer struct {
 	workflowID uuid.UUID
 	mode       string
-	hooked     bool // something came over the hook, and so text means nothing
+	hooked     bool         // something came over the hook, and so text means nothing
+	toil       map[int]bool // processes of Toil
+	worker     bool         // one of them was heard that runs jobs
 	engines    map[int]*engine
 	order      []*engine
 	text       textParser
@@ -89,6 +91,7 @@ type job struct {
 // record is what the hook tells of a log record.
 type record struct {
 	Waymark int             `json:"waymark"` // of the hello
+	Engine  string          `json:"engine"`
 	Created float64         `json:"created"`
 	Level   json.RawMessage `json:"level"`
 	Func    string          `json:"func"`
@@ -104,6 +107,11 @@ type record struct {
 	Stderr string  `json:"stderr"`
 	Stdout string  `json:"stdout"`
 
+	Toil    *toilName `json:"toil"` // in a worker of Toil, the CWLJob
+	Class   string    `json:"class"`
+	Good    bool      `json:"good"`
+	Version string    `json:"version"`
+
 	At       []place  `json:"at"`
 	Step     string   `json:"step"`
 	In       shapes   `json:"in"`
@@ -113,6 +121,9 @@ type record struct {
 	at    time.Time
 	level string
 }
+
+// toilName is what Toil calls a job: its id in the job store and its name.
+type toilName struct{ ID, Name string }
 
 // arg is an argument as text.
 func (r *record) arg(i int) string {
@@ -153,7 +164,9 @@ func (r *reducer) Apply(e engines.Event, to engines.Story) bool {
 	case packSource:
 		r.pack(e, to)
 	case busSource:
-		r.speak("bus", to)
+		if !r.worker {
+			r.speak("bus", to)
+		}
 		r.bus.apply(e, to)
 	}
 	return true
@@ -191,27 +204,45 @@ func (r *reducer) hook(e engines.Event, to engines.Story) bool {
 		return false
 	}
 	if rec.Waymark > 0 {
-		r.hear(to)
+		if rec.Engine == "toil" {
+			r.toil[rec.PID] = true
+		}
+		r.hear(&rec, to)
 		return true
 	}
 	if rec.Message == nil {
 		return false
 	}
-	r.hear(to)
+	r.hear(&rec, to)
 	rec.level = strings.Trim(string(rec.Level), `"`)
 	rec.at = e.At
 	if s := rec.Created; s > 0 && s < 1<<33 {
 		rec.at = time.UnixMicro(int64(s * 1e6)).UTC()
 		r.ahead = max(r.ahead, rec.at.Sub(e.At)) // nothing arrives before it is sent
 	}
-	r.record(r.engine(rec.PID), &rec, to)
+	switch {
+	case rec.Toil != nil && r.bus.hear(&rec, to):
+		if rec.Version != "" {
+			to.Detail("version", rec.Version)
+		}
+	case r.toil[rec.PID]:
+		r.warns(&rec, to)
+	default:
+		r.record(r.engine(rec.PID), &rec, to)
+	}
 	return true
 }
 
 // hear is called for what came over the hook: from then on text means nothing.
-func (r *reducer) hear(to engines.Story) {
+// Toil's leader is heard also where its workers are not.
+func (r *reducer) hear(rec *record, to engines.Story) {
 	r.hooked = true
-	r.speak("hook", to)
+	if rec.Toil != nil {
+		r.worker = true
+	}
+	if r.worker || !r.toil[rec.PID] {
+		r.speak("hook", to)
+	}
 }
 
 // speak says how the run is watched.
@@ -299,8 +330,7 @@ func (r *reducer) record(p *engine, rec *record, to engines.Story) {
 	case m == msgStepDone:
 	case m == msgFinal:
 		p.status = rec.arg(0)
-	case rec.level == "WARNING" || rec.level == "ERROR" || rec.level == "CRITICAL":
-		r.said(rec, to)
+	case r.warns(rec, to):
 	case versionLine.MatchString(m) && (rec.Func == "main" || rec.Func == ""):
 		to.Detail("version", versionLine.FindStringSubmatch(m)[2])
 	}
@@ -319,6 +349,15 @@ func (r *reducer) overhear(p *engine, rec *record) {
 		j = nil
 	}
 	r.turns.says(j, rec.level+" "+rec.String())
+}
+
+// warns passes a record on if it is a warning or an error.
+func (r *reducer) warns(rec *record, to engines.Story) bool {
+	if rec.level != "WARNING" && rec.level != "ERROR" && rec.level != "CRITICAL" {
+		return false
+	}
+	r.said(rec, to)
+	return true
 }
 
 // said passes a warning or an error on.
@@ -416,30 +455,56 @@ func (r *reducer) because(p *engine, rec *record) {
 	if j == nil || j.done {
 		return
 	}
-	why := rec.String()
-	switch *rec.Message {
-	case msgExited:
-		if code, ok := number(rec.Args, 1); ok {
-			j.exit = &code
-		}
-		why = "exited with status: " + rec.arg(1)
-	case msgKilled:
-		why = "was terminated by signal: " + rec.arg(1)
-		if code, ok := signals[rec.arg(1)]; ok {
-			code += 128
-			j.exit = &code
-		}
-	case msgJobError:
-		why = rec.arg(1)
-	case msgException:
-		if rec.Error != "" {
-			why += ": " + rec.Error
-		}
+	why, code := rec.cause()
+	if code != nil {
+		j.exit = code
 	}
 	if why = clip(why, maxText); !j.heard[why] && len(j.why) < 10 {
 		j.heard[why] = true
 		j.why = append(j.why, why)
 	}
+}
+
+// cause is why a job is going to fail, and the exit code of its process if it
+// says one.
+func (r *record) cause() (why string, exit *int) {
+	switch *r.Message {
+	case msgExited:
+		if code, ok := number(r.Args, 1); ok {
+			exit = &code
+		}
+		return "exited with status: " + r.arg(1), exit
+	case msgKilled:
+		if code, ok := signals[r.arg(1)]; ok {
+			code += 128
+			exit = &code
+		}
+		return "was terminated by signal: " + r.arg(1), exit
+	case msgJobError:
+		return r.arg(1), nil
+	case msgException:
+		if r.Error != "" {
+			return r.String() + ": " + r.Error, nil
+		}
+	}
+	return r.String(), nil
+}
+
+// shellExit is the exit code as a shell has it, of one that is negative for a
+// signal.
+func shellExit(code int) *int {
+	if code < 0 {
+		code = 128 - code
+	}
+	return &code
+}
+
+// output is the end of what a job wrote.
+func (r *record) output() string {
+	if r.Stdout != "" && r.Stderr != "" && !strings.HasSuffix(r.Stderr, "\n") {
+		return r.Stderr + "\n" + r.Stdout
+	}
+	return r.Stderr + r.Stdout
 }
 
 // number is an argument that is a whole number.
@@ -478,11 +543,7 @@ func (r *reducer) completed(p *engine, rec *record, to engines.Story) {
 		report.Path = r.place(p, j, rec, to)
 	}
 	if rec.Exit != nil {
-		code := *rec.Exit
-		if code < 0 {
-			code = 128 - code
-		}
-		report.ExitCode = &code
+		report.ExitCode = shellExit(*rec.Exit)
 	}
 	if status := rec.arg(1); status != "success" {
 		j.failed = true
@@ -492,13 +553,7 @@ func (r *reducer) completed(p *engine, rec *record, to engines.Story) {
 		}
 		report.Diagnostics = strings.Join(j.why, "\n")
 	}
-	report.Logs = rec.Stderr
-	if rec.Stdout != "" {
-		if report.Logs != "" && !strings.HasSuffix(report.Logs, "\n") {
-			report.Logs += "\n"
-		}
-		report.Logs += rec.Stdout
-	}
+	report.Logs = rec.output()
 	to.Job(report)
 }
 
@@ -665,7 +720,7 @@ func (r *reducer) End(x engines.Exit, to engines.Story) engines.Ending {
 	}
 	var ending engines.Ending
 	if r.bus.seen() {
-		ending.Reason = r.bus.end(to)
+		ending.Reason = r.bus.end(x.At, to)
 	}
 	if ending.Reason == "" {
 		ending.Reason = r.reason()

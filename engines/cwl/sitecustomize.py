@@ -1,4 +1,4 @@
-"""Waymark's ear in cwltool.
+"""Waymark's ear in cwltool, and in Toil, which has cwltool in it.
 
 Python imports this module at its start because its folder is on PYTHONPATH. It
 listens to the logger "cwltool" and sends each record to the Unix socket
@@ -196,11 +196,13 @@ def _listen():
             self.sending = None
             self.socket = None
             self.deaf = False
+            self.path = path
+            self.toil = None
 
         def emit(self, record):
             try:
-                line = self.line(record)
-                self.send(line, record)
+                version = str(record.msg).rsplit(" ", 1)[-1]  # with which cwltool begins
+                self.send(self.line(record), version if version[:1].isdigit() else None)
             except Exception:
                 pass
 
@@ -222,12 +224,17 @@ def _listen():
                 if frame is None:
                     break
                 if frame.f_code.co_name == record.funcName and frame.f_code.co_filename == record.pathname:
-                    doc.update(about(record, frame))
+                    more = about(record, frame)
+                    if self.toil is not None:
+                        size = TEXT // 4 if "success" in record.args else TEXT
+                        more = {**self.toil.about(record, frame, size), **{k: v for k, v in more.items() if v is not None}}
+                    doc.update(more)
                     break
                 frame = frame.f_back
-            return json.dumps(doc).encode("utf-8", "replace") + b"\n"
+            return doc
 
-        def send(self, line, record):
+        def send(self, doc, version=None):
+            line = json.dumps(doc).encode("utf-8", "replace") + b"\n"
             pid = os.getpid()
             if self.pid != pid:  # the first record, or the first after a fork
                 self.hang_up()  # what was open is the parent's
@@ -241,11 +248,10 @@ def _listen():
                         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
                         self.socket.settimeout(2)
                         self.socket.connect(path)
-                        version = str(record.msg).rsplit(" ", 1)[-1]  # with which cwltool begins
                         hello = {
                             "waymark": 1,
-                            "engine": "cwl",
-                            "version": version if version[:1].isdigit() else None,
+                            "engine": "cwl" if self.toil is None else "toil",
+                            "version": version,
                             "pid": pid,
                             "python": sys.version.split()[0],
                         }
@@ -269,6 +275,7 @@ def _listen():
         def leave_no_trace(self):
             """This is the engine: its jobs get the environment that they had without us."""
             os.environ.pop("WAYMARK_SOCKET", None)
+            os.environ.pop("WAYMARK_WORKER", None)
             rest = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if os.path.abspath(p or ".") != here]
             if rest:
                 os.environ["PYTHONPATH"] = os.pathsep.join(rest)
@@ -279,8 +286,52 @@ def _listen():
             self.hang_up()
             super().close()
 
+    class Watcher:
+        """Leaves finding modules to the other finders, and notes when Toil's are loaded."""
+
+        def find_spec(self, name, path=None, target=None):
+            if name not in ("toil.cwl.cwltoil", "toil.batchSystems.singleMachine"):
+                return None
+            spec = None
+            for finder in list(sys.meta_path):
+                find = getattr(finder, "find_spec", None)
+                if finder is not self and find is not None:
+                    spec = find(name, path, target)
+                if spec is not None:
+                    break
+            try:
+                if spec is not None:
+                    self.watch(name, spec.loader)
+            except Exception:
+                pass
+            return spec
+
+        def watch(self, name, loader):
+            load = loader.exec_module
+
+            def exec_module(module):
+                try:
+                    del loader.exec_module
+                except Exception:
+                    pass
+                load(module)
+                try:
+                    from importlib.util import module_from_spec, spec_from_file_location
+
+                    spec = spec_from_file_location("_waymark_toil", os.path.join(here, "waymark_toil.py"))
+                    ours = module_from_spec(spec)
+                    spec.loader.exec_module(ours)
+                    ours.loaded(name, module, ear, here)
+                except Exception:
+                    pass
+
+            loader.exec_module = exec_module
+
     ear = Ear()
+    if os.environ.get("WAYMARK_WORKER"):
+        ear.leave_no_trace()  # which Toil would give to the jobs
     logging.getLogger("cwltool").addHandler(ear)
+    sys.meta_path.insert(0, Watcher())
 
 
 def _next():

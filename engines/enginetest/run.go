@@ -92,10 +92,11 @@ func (r *Run) View() View {
 	return v
 }
 
-// Until waits until the run is as wanted, and fails the test after a minute.
+// Until waits until the run is as wanted, and fails the test after three
+// minutes.
 func (r *Run) Until(t testing.TB, what string, is func(View) bool) View {
 	t.Helper()
-	deadline := time.After(time.Minute)
+	deadline := time.After(3 * time.Minute)
 	for {
 		v := r.View()
 		if is(v) {
@@ -104,7 +105,7 @@ func (r *Run) Until(t testing.TB, what string, is func(View) bool) View {
 		select {
 		case <-r.changed:
 		case <-deadline:
-			t.Fatalf("after a minute the run is not %s: it is %v with %+v", what, v.Status(), v.Counts())
+			t.Fatalf("after three minutes the run is not %s: it is %v with %+v", what, v.Status(), v.Counts())
 		}
 	}
 }
