@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
@@ -124,6 +125,13 @@ func TestRunSerialThatCannotBegin(t *testing.T) {
 		if because, _, _ = strings.Cut(because, "\n"); !strings.Contains(because, test.reason) {
 			t.Errorf("%s: waymark status says because %q, want %q", what, because, test.reason)
 		}
+	}
+	// Nobody waits long for a broker that is away.
+	away := environment{"WAYMARK_BROKER_URL": "amqp://127.0.0.1:1/", "WAYMARK_PUBLISHER_SPOOL_DIR": t.TempDir()}
+	began := time.Now()
+	o := away.run(t, "run", "serial", "-f", "none.yaml").want(t, exitUsage)
+	if took := time.Since(began); took > 20*time.Second || !strings.Contains(o.stderr, ", spooled 2, dropped 0\n") {
+		t.Errorf("while the broker is away it takes %v to say\n%s", took, o.stderr)
 	}
 	// What is typed wrongly begins no run.
 	id := uuid.NewString()

@@ -156,7 +156,11 @@ func (a *app) runSerial(cmd *cobra.Command, f *serialFlags) error {
 		Workspace:    f.workspace,
 	}
 	if unusable != nil {
-		// Who asked for the run may look for it elsewhere than here.
+		// Who asked for the run may look for it elsewhere than here. Who has mistyped
+		// a name is here, and waits.
+		if !cmd.Flags().Changed("final-timeout") {
+			config.FinalTimeout = min(config.FinalTimeout, refusalTimeout)
+		}
 		report := serial.Refuse(ctx, f.file, unusable, config).Report
 		closePublisher()
 		a.sayReport(view.line, to, report)
@@ -167,6 +171,9 @@ func (a *app) runSerial(cmd *cobra.Command, f *serialFlags) error {
 	closePublisher()
 	return a.sayResult(view, to, &result, runErr)
 }
+
+// refusalTimeout is how long it is tried to be told that a run could not begin.
+const refusalTimeout = 3 * time.Second
 
 // announcer says the id of a run, once: before it begins if it is known then,
 // else, of a resumed one, as soon as its first message tells.

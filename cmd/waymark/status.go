@@ -163,7 +163,7 @@ func (a *app) card(o *output, d *workflow.Details, failures []failedJobView, asO
 	if why := reason(d); why != "" {
 		field("because", "%s", clip(harmless(oneLine.Replace(strings.TrimSpace(why))), 400))
 	}
-	if len(d.Parameters) > 0 && string(d.Parameters) != "{}" {
+	if !empty(d.Parameters) {
 		field("parameters", "%s", indented(d.Parameters))
 	}
 	for i := range failures {
@@ -179,6 +179,23 @@ func (a *app) card(o *output, d *workflow.Details, failures []failedJobView, asO
 	}
 	fmt.Fprintf(&b, "\n%s\n", o.dim(fresh))
 	return b.String()
+}
+
+// empty reports whether a JSON text holds nothing, at most empty objects.
+func empty(text json.RawMessage) bool {
+	var members map[string]json.RawMessage
+	if len(text) == 0 || string(text) == "null" {
+		return true
+	}
+	if json.Unmarshal(text, &members) != nil {
+		return false
+	}
+	for _, member := range members {
+		if string(member) != "{}" {
+			return false
+		}
+	}
+	return true
 }
 
 // reason is why a run did not finish, as its adapter says.

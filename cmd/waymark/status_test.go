@@ -45,6 +45,18 @@ func TestStatusShowsTheFailuresOfTheAttempt(t *testing.T) {
 	}
 }
 
+// Parameters that hold nothing are not shown.
+func TestEmpty(t *testing.T) {
+	for text, want := range map[string]bool{
+		``: true, `null`: true, `{}`: true, `{"input_parameters": {}, "operational_options": {}}`: true,
+		`{"input_parameters": {"n": 1}, "operational_options": {}}`: false, `[]`: false, `{"command": ["true"]}`: false,
+	} {
+		if got := empty([]byte(text)); got != want {
+			t.Errorf("empty(%s) = %v, want %v", text, got, want)
+		}
+	}
+}
+
 // A job that failed twice shows what it wrote the second time, and says once
 // with what exit code.
 func TestStatusShowsTheLogOfTheAttempt(t *testing.T) {
