@@ -225,7 +225,7 @@ func (e *edit) send(ctx context.Context, d *draft, text []byte) error {
 		if err != nil {
 			dbErr = err
 		} else if outcome, had := before[e.letter.id]; had && !e.newID {
-			return fmt.Errorf("nothing was sent: another message with the id %s was %s before, and this one would be taken for a copy of it; give --new-id", e.letter.id, outcome)
+			return fmt.Errorf("nothing was sent: a message with the id %s was %s before, and this one would be taken for a copy of it; if that was this letter, sent by an edit or replay that was cut short, discard it; if it was another, give --new-id", e.letter.id, outcome)
 		}
 	}
 	// The letter is looked for again: it may have gone in the meantime, and its

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/spf13/cobra"
 
@@ -389,12 +390,19 @@ func (r *replay) send(ctx context.Context, p *publisher.Publisher, c *config, i 
 		delete(headers, headerCompression)
 	}
 	if r.newID {
-		properties.MessageID = ""
+		properties.MessageID = editedID(l, body)
 	}
 	if most := c.Consumer.MaxMessageBytes; len(body) > most {
 		return nil, fmt.Errorf("it would only die again: its body is %d bytes long, and consumer.max_message_bytes is %d; raise it here and for waymark serve", len(body), most)
 	}
 	return p.SendRaw(ctx, l.queue, body, properties)
+}
+
+// editedID is the id of what was made of a letter. The same edit gives the same id,
+// so that one that was cut short may be made again.
+func editedID(l *deadLetter, body []byte) string {
+	space := uuid.NewSHA1(uuid.NewSHA1(uuid.NameSpaceURL, []byte("waymark:edited")), []byte(l.id))
+	return uuid.NewSHA1(uuid.NewSHA1(space, l.delivery.Body), body).String()
 }
 
 const (
