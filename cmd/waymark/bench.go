@@ -104,7 +104,12 @@ func (a *app) bench(cmd *cobra.Command, require []string, encoding publisher.Enc
 	if linger == 0 {
 		linger = -1 // none, as 0 would mean the default
 	}
+	percent := serveGCPercent
+	if a.getenv("GOGC") != "" {
+		percent = 0
+	}
 	b, err := bench.New(bench.Config{
+		GCPercent: percent,
 		BatchSize: c.Consumer.BatchSize, BrokerURL: brokerURL, DatabaseURL: databaseURL, Encoding: encoding,
 		Linger: linger, Prefetch: c.Consumer.Prefetch, Topology: c.topology(), Version: buildVersion().Version,
 		Window:   c.Publisher.Window,

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"runtime/debug"
 	"time"
 
 	"waymark/internal/broker"
@@ -22,6 +23,9 @@ type Config struct {
 	DatabaseURL string
 	// Encoding of the bodies. Default publisher.EncodingJSON.
 	Encoding publisher.Encoding
+	// GCPercent of this process while it consumes: what "waymark serve" has. 0
+	// leaves it as it is.
+	GCPercent int
 	// Linger of the consumers; see consumer.Config. 0 means its default.
 	Linger time.Duration
 	// Prefetch of the consumers and of the raw drain beside them. Default 2000.
@@ -70,6 +74,16 @@ func (c Config) withDefaults() Config {
 		c.Window = 1000
 	}
 	return c
+}
+
+// collectAsServed has this process collect garbage as "waymark serve" does, until
+// the function that it returns is called.
+func (b *Bench) collectAsServed() (restore func()) {
+	if b.cfg.GCPercent == 0 {
+		return func() {}
+	}
+	before := debug.SetGCPercent(b.cfg.GCPercent)
+	return func() { debug.SetGCPercent(before) }
 }
 
 // Load is what is sent through, how often.

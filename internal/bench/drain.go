@@ -50,6 +50,7 @@ func (b *Bench) drainOnce(ctx context.Context, p *place, c *Case, k queueKind, l
 	if err != nil {
 		return nil, 0, err
 	}
+	defer b.collectAsServed()()
 	from, to, err := p.drainRaw(ctx, queue, l.WarmUp, l.Messages, tail)
 	if err != nil {
 		return nil, 0, err

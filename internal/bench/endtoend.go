@@ -58,6 +58,7 @@ func (b *Bench) endToEnd(ctx context.Context, p *place, r *Result, l Load, consu
 	r.note("Rates are of committed messages: a message counts when the transaction that holds its effect has committed. Every message is decoded and validated.")
 	r.note("The raw drain takes the same messages from the same kind of queue with the same prefetch and does nothing with them.")
 	r.note("CPU and allocations are of this process: the consumer's side of everything, not the broker's nor the database's. WAL is the whole server's.")
+	r.note("While it consumes, or drains, this process collects garbage as waymark serve does.")
 	// One schema for all runs: tables that grow, as they do in life.
 	db, schema, err := p.database(ctx)
 	if err != nil {
@@ -141,6 +142,7 @@ func (b *Bench) consumeOnce(ctx context.Context, p *place, c *Case, db *store.DB
 
 // consumeUntil runs consumers until done is closed, and waits for their end.
 func (b *Bench) consumeUntil(ctx context.Context, queue string, s consumer.Store, consumers int, done <-chan struct{}) error {
+	defer b.collectAsServed()()
 	consuming, stop := context.WithCancel(ctx)
 	defer stop()
 	var wait sync.WaitGroup
