@@ -112,20 +112,27 @@ func (b *buffer) String() string {
 
 // SuperviseUntil supervises an engine, acts once the run is as wanted, and waits
 // for the end.
-func (r *Run) SuperviseUntil(t testing.TB, s engines.Supervision, what string, is func(View) bool, act func(stop context.CancelCauseFunc)) (out engines.Outcome, v View) {
+func (r *Run) SuperviseUntil(t testing.TB, s engines.Supervision, what string, is func(View) bool, act func(stop context.CancelCauseFunc)) (engines.Outcome, View) {
 	t.Helper()
 	ctx, stop := context.WithCancelCause(context.WithoutCancel(t.Context()))
-	ended := make(chan error, 1)
+	var out engines.Outcome
+	var err error
+	ended := make(chan struct{})
 	go func() {
-		var err error
+		defer close(ended)
 		out, err = engines.Supervise(ctx, s)
-		ended <- err
 	}()
 	defer stop(nil) // also if the wait below fails the test
-	r.Until(t, what, is)
-	act(stop)
-	if err := <-ended; err != nil {
+	v, wanted := r.until(t, what, is, ended)
+	if wanted {
+		act(stop)
+	}
+	<-ended
+	switch {
+	case err != nil:
 		t.Fatalf("supervising: %v", err)
+	case !wanted:
+		t.Fatalf("the run ended as %v (%s) with %+v, and was never %s", out.Status, out.Reason, v.Counts(), what)
 	}
 	return out, r.View()
 }

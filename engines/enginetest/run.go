@@ -96,14 +96,24 @@ func (r *Run) View() View {
 // minutes.
 func (r *Run) Until(t testing.TB, what string, is func(View) bool) View {
 	t.Helper()
+	v, _ := r.until(t, what, is, nil)
+	return v
+}
+
+// until is Until, but for a run that is over: it reports whether it was ever as
+// wanted.
+func (r *Run) until(t testing.TB, what string, is func(View) bool, over <-chan struct{}) (View, bool) {
+	t.Helper()
 	deadline := time.After(3 * time.Minute)
-	for {
+	for last := false; ; {
 		v := r.View()
-		if is(v) {
-			return v
+		if is(v) || last {
+			return v, is(v)
 		}
 		select {
 		case <-r.changed:
+		case <-over:
+			last = true
 		case <-deadline:
 			t.Fatalf("after three minutes the run is not %s: it is %v with %+v", what, v.Status(), v.Counts())
 		}
