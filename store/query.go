@@ -576,8 +576,9 @@ func (e *AmbiguousJobError) Unwrap() error { return workflow.ErrAmbiguous }
 const shownFits = 10
 
 // FindJob returns the id of the job of a workflow that a person means by ref:
-// an id, the name of a job (of those of the latest attempt of the run that has
-// one), or the beginning of an id (four characters or more). Errors wrap
+// an id, the name of a job, alone or with its path before it (of those of the
+// latest attempt of the run that has one), or the beginning of an id (four
+// characters or more). Errors wrap
 // workflow.ErrNotFound, or are an *[AmbiguousJobError].
 func (db *DB) FindJob(ctx context.Context, id uuid.UUID, ref string) (string, error) {
 	if ref == "" || !utf8.ValidString(ref) {
@@ -586,6 +587,7 @@ func (db *DB) FindJob(ctx context.Context, id uuid.UUID, ref string) (string, er
 	for _, search := range []string{
 		`job_id = @ref`,
 		`name = @ref AND run_attempt = (SELECT max(run_attempt) FROM jobs WHERE workflow_id = @id AND name = @ref)`,
+		`path || '/' || name = @ref AND run_attempt = (SELECT max(run_attempt) FROM jobs WHERE workflow_id = @id AND path || '/' || name = @ref)`,
 		`length(@ref) >= 4 AND job_id >= @ref AND job_id < @beyond`,
 	} {
 		var fits []string

@@ -325,16 +325,18 @@ func TestFindJob(t *testing.T) {
 	say := func(attempt int, jobs ...workflow.JobReport) {
 		a.apply(t, status(workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusRunning, Attempt: attempt, EventTime: at(attempt), Jobs: jobs}))
 	}
-	say(1, workflow.JobReport{ID: "1111-a", Name: "align"}, workflow.JobReport{ID: "1111-b", Name: "merge"}, workflow.JobReport{ID: "align-2", Name: "other"}, workflow.JobReport{ID: "merge", Name: "align"})
+	say(1, workflow.JobReport{ID: "1111-a", Name: "align"}, workflow.JobReport{ID: "1111-b", Name: "merge"}, workflow.JobReport{ID: "align-2", Name: "other"}, workflow.JobReport{ID: "merge", Name: "align"},
+		workflow.JobReport{ID: "4444-a", Name: "map", Path: "one/two"}, workflow.JobReport{ID: "4444-b", Name: "map", Path: "one"})
 	say(2, workflow.JobReport{ID: "2222-a", Name: "align"}, workflow.JobReport{ID: "2222-b", Name: "twice"}, workflow.JobReport{ID: "2222-c", Name: "twice"})
 	a.apply(t, status(workflow.StatusMessage{WorkflowID: runID(), Status: workflow.StatusRunning, EventTime: at(1), Jobs: []workflow.JobReport{{ID: "3333-a", Name: "elsewhere"}}}))
 	for _, test := range []struct {
 		ref, want string
 		err       error
 	}{
-		{"1111-a", "1111-a", nil}, // by id
-		{"merge", "merge", nil},   // which goes before a name
-		{"align", "2222-a", nil},  // by name, in the latest attempt, which goes before the beginning of an id
+		{"1111-a", "1111-a", nil},                                                                                                             // by id
+		{"merge", "merge", nil},                                                                                                               // which goes before a name
+		{"align", "2222-a", nil},                                                                                                              // by name, in the latest attempt, which goes before the beginning of an id
+		{"one/two/map", "4444-a", nil}, {"one/map", "4444-b", nil}, {"two/map", "", workflow.ErrNotFound}, {"map", "", workflow.ErrAmbiguous}, // by path and name, as they are shown
 		{"other", "align-2", nil}, {"alig", "align-2", nil}, {"2222-b", "2222-b", nil},
 		{"1111", "", workflow.ErrAmbiguous}, {"twice", "", workflow.ErrAmbiguous},
 		{"111", "", workflow.ErrNotFound}, {"elsewhere", "", workflow.ErrNotFound}, {"3333", "", workflow.ErrNotFound}, {"%", "", workflow.ErrNotFound}, {"", "", workflow.ErrNotFound}, {"\xff\xfe\xfd\xfc", "", workflow.ErrNotFound},

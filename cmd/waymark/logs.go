@@ -31,8 +31,9 @@ func (a *app) logsCommand() *cobra.Command {
 line says which attempt.
 
 --job takes the id of a job, the beginning of one (at least four characters), or
-a name. A name that several jobs have, such as that of a step with two commands,
-is refused, with a list of them. What a job wrote in all attempts is one log.
+a name, with its path or without. A name that several jobs have, such as that of
+a step with two commands, is refused, with a list of them. What a job wrote in
+all attempts is one log.
 
 Logs are what programs wrote, and may hold anything. Characters that control a
 terminal are shown as escapes, unless --raw is given. Of a run that wrote more
@@ -80,11 +81,16 @@ With --follow JSON comes as one object a line.
 				}
 				switch {
 				case follow:
-					return p.follow(ctx, db, a.logger(c, true), id, filter, tail)
+					err = p.follow(ctx, db, a.logger(c, true), id, filter, tail)
 				case tail > 0:
-					return p.tail(ctx, db, id, filter, tail)
+					err = p.tail(ctx, db, id, filter, tail)
+				default:
+					err = p.all(ctx, db, id, filter)
 				}
-				return p.all(ctx, db, id, filter)
+				if err == nil && o.format == formatTable && !p.began {
+					fmt.Fprintln(a.stderr, "nothing was logged")
+				}
+				return err
 			})
 		},
 	}

@@ -260,6 +260,9 @@ waymark: job "gen": ambiguous: it fits 2 jobs; give --job an id, or the beginnin
 	if got := a.run(t, "logs", id.String(), "--job", "0000-b").want(t, exitOK).stdout; got != "2\n" {
 		t.Errorf("the log of the second is %q", got)
 	}
+	if got := a.run(t, "logs", id.String(), "--job", "fit").want(t, exitOK); got.stdout != "" || got.stderr != "nothing was logged\n" {
+		t.Errorf("the log of a job that wrote nothing is %q, and %q is said", got.stdout, got.stderr)
+	}
 }
 
 // Runs that nobody reports any more are found, however they are called.
