@@ -116,7 +116,7 @@ class: Workflow
 requirements: {ScatterFeatureRequirement: {}, SubworkflowFeatureRequirement: {}, InlineJavascriptRequirement: {}}
 inputs: {numbers: {type: 'int[]', default: [1, 2]}, draw: {type: boolean, default: false}}
 outputs:
-  env: {type: File, outputSource: env/o}
+  env: {type: File, outputSource: show/o}
   texts: {type: 'string[]', outputSource: each/text}
 steps:
   each:
@@ -137,8 +137,8 @@ steps:
     scatter: i
     in: {i: numbers}
     out: [text]
-  env:
-    run: {class: CommandLineTool, id: env, baseCommand: [sh, -c, 'env | grep -v ^SHLVL'], inputs: {}, stdout: env.txt, outputs: {o: stdout}}
+  show:
+    run: {class: CommandLineTool, id: shower, baseCommand: [sh, -c, 'env | grep -v ^SHLVL'], inputs: {}, stdout: env.txt, outputs: {o: stdout}}
     in: {}
     out: [o]
   picture:

@@ -454,14 +454,14 @@ func TestBrokenWorkflow(t *testing.T) {
 	}
 }
 
-// slow is to be interrupted. A shell whose command ends well in spite of an
-// interrupt goes on without the trap.
+// slow is to be interrupted. Its jobs are one process, which itself says that it
+// runs: a shell between two commands may miss an interrupt.
 const slow = `
 rule all:
     input: expand("s{n}.txt", n=range(4))
 rule slow:
     output: "s{n}.txt"
-    shell: "trap 'exit 130' INT; touch started{wildcards.n}; sleep 60; touch {output}"
+    shell: "exec python3 -c 'import time; open(\"started{wildcards.n}\", \"w\"); time.sleep(60)'"
 `
 
 func TestSignals(t *testing.T) {
@@ -558,8 +558,8 @@ func TestWhatIsTheUsers(t *testing.T) {
 	if err != nil || !strings.Contains(string(env), "PYTHONPATH="+site+"\n") {
 		t.Errorf("the jobs have another PYTHONPATH (%v):\n%s", err, env)
 	}
-	if strings.TrimSpace(l.console.Stderr()) != "" {
-		t.Errorf("with --quiet all it printed %q", l.console.Stderr())
+	if text := strings.TrimSpace(l.console.Stderr()); text != "" && !strings.HasPrefix(text, "Using profile ") { // 7.32 says that
+		t.Errorf("with --quiet all it printed %q", text)
 	}
 }
 
