@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 
 	"waymark/internal/broker"
 	"waymark/internal/servicetest"
@@ -287,6 +288,33 @@ func TestListStale(t *testing.T) {
 	got := a.run(t, "list", "--stale", "1h").want(t, exitOK).stdout
 	if lines := strings.Split(got, "\n"); len(lines) != 3 || !strings.HasSuffix(lines[0], "SILENT") || !strings.HasPrefix(lines[1], "fit#1 ") || !strings.HasSuffix(lines[1], " 3h00m") {
 		t.Errorf("list --stale 1h:\n%swant fit#1 alone, silent for 3h00m", got)
+	}
+	// The manual asks the view for the same.
+	found := make(map[string]bool)
+	for _, manual := range []string{operations, "../../README.md"} {
+		queries := blocks(readText(t, manual), "sql")
+		if len(queries) == 0 {
+			t.Errorf("%s has no SQL", manual)
+		}
+		for _, query := range queries {
+			query = strings.NewReplacer("waymark.", a.database.Schema+".", "12 hours", "1 hour").Replace(query)
+			rows, err := connectTo(t, a.database.URL).Query(t.Context(), query)
+			if err != nil {
+				t.Fatalf("%s\n%v", query, err)
+			}
+			all, err := pgx.CollectRows(rows, pgx.RowToMap)
+			if err != nil {
+				t.Errorf("%s\n%v", query, err)
+			}
+			for _, row := range all {
+				if id, ok := row["workflow_id"].([16]byte); ok {
+					found[uuid.UUID(id).String()] = true
+				}
+			}
+		}
+	}
+	if d := cmp.Diff(map[string]bool{silent.String(): true}, found); d != "" {
+		t.Errorf("the manual's query finds (-want, +got):\n%s", d)
 	}
 	for _, args := range [][]string{{"--stale", "4h"}, {"--stale", "1h", "--owner", "bob"}} {
 		if got := a.run(t, append([]string{"list"}, args...)...).want(t, exitOK).stdout; got != "" {
