@@ -67,3 +67,64 @@ func TestPublishingFromGo(t *testing.T) {
 		t.Errorf("gofmt of the README's program: %v\n%s", err, out)
 	}
 }
+
+// Whoever types what the guide for adapters says has runs that are reported.
+func TestAdaptersGuide(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.serve(t)
+	guide := readText(t, "../../docs/adapters.md")
+	shell, script := blocks(guide, "sh"), blocks(guide, "python")
+	loop := regexp.MustCompile("`(n=1; until .*; done)`").FindStringSubmatch(guide)
+	if len(shell) != 3 || len(script) != 2 || loop == nil {
+		t.Fatalf("the guide has %d blocks of shell, %d of Python, and the loop %q; want three, two and one", len(shell), len(script), loop)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	module, err := filepath.Abs("../../publisher/python")
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder := t.TempDir()
+	for name, text := range map[string]string{
+		"waymark":     "#!/bin/sh\n" + programVariable + "=1 exec " + self + " \"$@\"\n",
+		"gen.sh":      "#!/bin/sh\necho generated\n",
+		"fit.sh":      "#!/bin/sh\necho fitted\n",
+		"flaky.sh":    "#!/bin/sh\ntest -e once || { touch once; exit 3; }\n",
+		"analysis.sh": shell[0], "slurm.sh": shell[1], "weekly.sh": shell[2],
+		"loop.sh":  "waymark publish progress --name loop\n" + strings.ReplaceAll(loop[1], "./fit.sh", "./flaky.sh") + "\nwaymark publish progress --status finished\n",
+		"lines.py": script[0], "daily.py": script[1],
+		"slurm-17.out": "out of memory\n",
+	} {
+		if err := os.WriteFile(filepath.Join(folder, name), []byte(text), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, test := range []struct {
+		run, typed      string
+		finished, total int
+	}{
+		{"nightly", "waymark run script --name nightly -- ./analysis.sh", 2, 2},
+		{"slurm", "waymark run script --name slurm -- sh -e slurm.sh", 1, 1},
+		{"weekly", "sh -e weekly.sh", 2, 2},
+		{"loop", "WAYMARK_WORKFLOW=$(cat /proc/sys/kernel/random/uuid); export WAYMARK_WORKFLOW; sh -e loop.sh", 1, 1},
+		{"lines", "waymark run script --name lines -- /usr/bin/python3 lines.py", 1, 1},
+		{"daily", "/usr/bin/python3 daily.py", 1, 1},
+	} {
+		cmd := exec.CommandContext(t.Context(), "sh", "-ec", test.typed)
+		cmd.Dir = folder
+		cmd.Env = []string{"PATH=" + folder + ":" + os.Getenv("PATH"), "HOME=" + folder, "PYTHONPATH=" + module, "PYTHONDONTWRITEBYTECODE=1"}
+		for k, v := range s.environment {
+			cmd.Env = append(cmd.Env, k+"="+v)
+		}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%s: typing %q: %v\n%s", test.run, test.typed, err, out)
+			continue
+		}
+		if got := s.awaitStatus(t, test.run, "finished"); got.Progress.Finished != test.finished || got.Progress.Total != test.total {
+			t.Errorf("%s is %+v, want %d of %d jobs finished", test.run, got, test.finished, test.total)
+		}
+	}
+}
