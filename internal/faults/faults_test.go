@@ -76,7 +76,7 @@ func TestFaults(t *testing.T) {
 	}
 
 	begun := time.Now()
-	s := &suite{trace: newTrace(), Stack: servicetest.Stack(t)}
+	s := &suite{t: t, trace: newTrace(), Stack: servicetest.Stack(t)}
 	t.Run("nothing fails", func(t *testing.T) { s.baseline(t) })
 	if t.Failed() {
 		t.Fatal("without its result nothing can be compared")
@@ -107,7 +107,14 @@ func TestFaults(t *testing.T) {
 
 // try runs one scenario and notes its result, also if it fails.
 func (s *suite) try(t *testing.T, one scenario) {
-	w := newSite(t, s)
+	servers := s
+	if one.secure() {
+		var err error
+		if servers, err = s.secure(s.t); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w := newSite(t, servers)
 	r := result{failed: true}
 	defer func() {
 		r.scenario, r.failed = one, r.failed || t.Failed()

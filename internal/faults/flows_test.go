@@ -346,7 +346,7 @@ func (w *site) dieBeside(m moment) {
 // forgetful: a consumer acknowledges a line that nothing but its body makes
 // known, and the broker does not hear of it. A while later, in the same session,
 // the consumer applies what could make it forget that line, which comes again.
-func forgetful(w *site) {
+func (w *site) forgetful(meanwhile func()) {
 	w.migrate()
 	isLine := func(m *message) bool { return withoutID(m) && bytes.Contains(m.body, []byte("started")) }
 	first := slices.IndexFunc(w.trace.messages, func(m message) bool { return isLine(&m) })
@@ -357,7 +357,7 @@ func forgetful(w *site) {
 	p := w.serve(moment{point: afterCommit.point, hit: 1}.freezes())
 	p.awaitFrozen(w)
 	p.broker.set(flow{dropped: true}, toServer)
-	w.last(3 * time.Second) // longer than the store remembers what is settled
+	meanwhile()
 	p.signal(w, syscall.SIGCONT)
 	servicetest.Eventually(w, patience, "what it holds is applied", func() error {
 		l, err := w.ledger()

@@ -31,6 +31,7 @@ type flow struct {
 	rate    int           // bytes a second; 0 is no limit
 	delay   time.Duration // of each piece
 	limit   int           // a connection is reset after so many; 0 is no limit
+	stalls  bool          // … or goes on once they flow otherwise
 }
 
 type direction int
@@ -116,11 +117,12 @@ func (p *proxy) pump(k *link, d direction, from, to *net.TCPConn) {
 		if !open {
 			return
 		}
-		rest := buffer[:n]
+		rest, behind := buffer[:n], buffer[:0]
 		if f.limit == 0 {
 			passed = 0
 		} else {
-			rest = rest[:min(n, f.limit-min(passed, f.limit))]
+			within := min(n, f.limit-min(passed, f.limit))
+			rest, behind = buffer[:within], buffer[within:n]
 			passed += n
 		}
 		if len(rest) > 0 {
@@ -139,9 +141,18 @@ func (p *proxy) pump(k *link, d direction, from, to *net.TCPConn) {
 		}
 		if f.limit > 0 && passed >= f.limit {
 			p.mu.Lock()
-			p.closeLocked(k)
+			for f.stalls && p.flows[d] == f && !k.closed {
+				p.changed.Wait()
+			}
+			if !f.stalls || k.closed {
+				p.closeLocked(k)
+				p.mu.Unlock()
+				return
+			}
 			p.mu.Unlock()
-			return
+			if _, err := to.Write(behind); err != nil {
+				return
+			}
 		}
 		if err == io.EOF {
 			_ = to.CloseWrite() // the other direction may have more to say

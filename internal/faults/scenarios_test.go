@@ -33,6 +33,9 @@ type scenario struct {
 	settle func(*site) result
 }
 
+// secure reports whether its servers speak TLS.
+func (s scenario) secure() bool { return strings.HasPrefix(s.what, overTLS) }
+
 func (s scenario) name() string { return s.who + ", " + s.what + ", " + s.when }
 
 // scenarios are all of them.
@@ -105,7 +108,9 @@ func scenarios() (all []scenario) {
 	strike(brokerOff, false, written)
 	strike(brokerStalls, false, afterCommit)
 	strike(acksLost, false, afterCommit)
-	add(scenario{"broker", "acks lost for 3 s, other messages applied, then cut", "after commit of a line without an id, before ack", false, false, forgetful, nil})
+	add(scenario{"broker", "acks lost for 3 s, other messages applied, then cut", "after commit of a line without an id, before ack", false, false, func(w *site) {
+		w.forgetful(func() { w.last(3 * time.Second) }) // longer than the store remembers what is settled
+	}, nil})
 	strike(confirmsLost, false, beforeLetter)
 	strike(brokerSlow, false, decoded)
 	strike(lettersDeleted, false, beforeLetter)
@@ -181,6 +186,9 @@ func scenarios() (all []scenario) {
 	for _, e := range engineFaults {
 		add(scenario{"engine", e.what, "in the middle of a run", e.quick, e.server, func(w *site) { w.engine(e) }, (*site).settleEngine})
 	}
+
+	all = append(all, secureScenarios()...)
+	all = append(all, othersScenarios()...)
 
 	// The spool of a run whose broker is away until after its end.
 	all = append(all, spoolScenarios()...)

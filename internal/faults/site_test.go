@@ -28,9 +28,13 @@ import (
 // suite is the servers, and what the trace gives when nothing fails.
 type suite struct {
 	*devstack.Stack
+	t     *testing.T // of all of it
 	trace *trace
 	want  rows
 	sites atomic.Int64
+	tls   secured
+	// authority, if the servers speak TLS, is the file of whom to trust.
+	authority string
 
 	mu      sync.Mutex
 	results []result
@@ -120,11 +124,12 @@ const (
 
 // environment is that of a process of the site, behind proxies of its own.
 func (w *site) environment(amqpAddress, databaseAddress string, more ...string) []string {
-	amqpURL, err := url.Parse(w.AMQPURL())
+	rawAMQP, rawDatabase := w.servers()
+	amqpURL, err := url.Parse(rawAMQP)
 	if err != nil {
 		w.Fatalf("the URL of RabbitMQ cannot be parsed")
 	}
-	databaseURL, err := url.Parse(w.DatabaseURL())
+	databaseURL, err := url.Parse(rawDatabase)
 	if err != nil {
 		w.Fatalf("the URL of PostgreSQL cannot be parsed")
 	}
@@ -135,21 +140,14 @@ func (w *site) environment(amqpAddress, databaseAddress string, more ...string) 
 		"WAYMARK_BROKER_STATUS_QUEUE=" + w.status, "WAYMARK_BROKER_SUBMISSION_QUEUE=" + w.submission,
 		"WAYMARK_HTTP_LISTEN=127.0.0.1:0",
 		fmt.Sprintf("WAYMARK_CONSUMER_BATCH_SIZE=%d", batchSize), fmt.Sprintf("WAYMARK_CONSUMER_PREFETCH=%d", prefetch),
-	}, w.settings, more)
-}
-
-func host(rawURL string) string {
-	u, err := url.Parse(rawURL)
-	if err != nil {
-		return ""
-	}
-	return u.Host
+	}, w.trusting(), w.settings, more)
 }
 
 // waymark starts the program behind proxies of its own.
 func (w *site) waymark(more []string, args ...string) *process {
 	w.Helper()
-	b, d := newProxy(w, host(w.AMQPURL())), newProxy(w, host(w.DatabaseURL()))
+	amqpURL, databaseURL := w.servers()
+	b, d := newProxy(w, host(amqpURL)), newProxy(w, host(databaseURL))
 	p := start(w, "waymark", w.environment(b.address(), d.address(), more...), "", args...)
 	p.broker, p.database = b, d
 	return p
@@ -255,6 +253,7 @@ func (w *site) lines(confirmed map[string]bool) string {
 func (w *site) publisher(confirmed map[string]bool, more ...string) *process {
 	w.Helper()
 	b := newProxy(w, host(w.AMQPURL()))
+	more = append(more, "WAYMARK_BROKER_URL="+at(w.AMQPURL(), b.address())) // TLS is for others to try
 	p := start(w, "publishtrace", w.environment(b.address(), "", more...), w.lines(confirmed), w.status, w.submission)
 	p.broker = b
 	return p

@@ -27,6 +27,8 @@ func spoolScenarios() []scenario {
 		{what: "disk of the spool full, the broker away since its middle", when: "until its end", run: spoolDiskFull},
 		{what: "spool torn by a crash", when: "before it is delivered", run: func(w *site) { w.spoolDamaged(torn, "") }},
 		{what: "spool damaged", when: "before it is delivered", run: func(w *site) { w.spoolDamaged(damaged, ".damaged") }},
+		{what: "the broker is back, and a serve delivers from the same folder", when: "after its end", run: spoolShared},
+		{what: "kill -9, and of the serve that delivers what it left, beside another", when: "between publish and confirm", run: publisherDiesDrained},
 		{what: "kill -9 of one of three that deliver the spool", when: "between publish and confirm", run: drainersKilled},
 	}
 	for i := range all {
