@@ -22,6 +22,7 @@ func TestParse(t *testing.T) {
 		{"cwltool a.cwl#main in.yml", "", commandLine{plain: true, document: "a.cwl#main", rest: []string{"in.yml"}}},
 		{"/opt/bin/cwl-runner --outdir out --parallel -- a.cwl --x 1", "", commandLine{plain: true, document: "a.cwl", rest: []string{"--x", "1"}}},
 		{"cwltool --enable-dev --outdir=out --skip-schemas a.cwl", "", commandLine{plain: true, loading: []string{"--enable-dev", "--skip-schemas"}, document: "a.cwl"}},
+		{"cwltool --parallel --parallel-max 4 --no-warnings a.cwl", "", commandLine{plain: true, document: "a.cwl"}},
 		{"cwltool --tmpdir-pre /x/ --outd o a.cwl", "", commandLine{plain: true, document: "a.cwl"}},
 		{"python3 -m cwltool a.cwl", "", commandLine{program: 2, plain: true, document: "a.cwl"}},
 		{"conda run -n cwltool cwltool a.cwl", "", commandLine{program: 4, plain: true, document: "a.cwl"}},
