@@ -147,7 +147,7 @@ type application struct {
 	// recent holds what a redelivered message without an id may repeat, repeated
 	// what such messages did repeat.
 	recent   recent
-	repeated map[recentBatch][]uuid.UUID
+	repeated map[recentBatch][]int64
 	forgets  bool // what its session had settled
 
 	outcomes []workflow.Outcome
@@ -191,7 +191,8 @@ func (a *application) load(ctx context.Context) error {
 		_, err := a.conn.Exec(ctx, sqlBegin)
 		return err
 	}
-	var keys, digests, submitted []uuid.UUID
+	var keys, submitted []uuid.UUID
+	var digests []int64
 	type jobKey struct {
 		workflow uuid.UUID
 		id       string
@@ -207,7 +208,7 @@ func (a *application) load(ctx context.Context) error {
 		if a.ids[i] = messageKey(d.MessageID); a.ids[i] != uuid.Nil {
 			keys = append(keys, a.ids[i])
 		} else if d.Redelivered && d.Digest != uuid.Nil {
-			digests = append(digests, d.Digest)
+			digests = append(digests, digestKey(d))
 		}
 		if d.Submission != nil {
 			submitted = append(submitted, id)
@@ -234,7 +235,7 @@ func (a *application) load(ctx context.Context) error {
 		findSeen(&q, keys, func(s seenID) { a.seen[s.id] = s.outcome })
 	}
 	if len(digests) > 0 {
-		q.Queue(sqlFindRecent, uuids(digests), a.batch.Session).Query(a.scanRecent)
+		q.Queue(sqlFindRecent, digests, a.batch.Session).Query(a.scanRecent)
 	}
 	if len(jobs) > 0 {
 		of, ids := make(uuidArray, len(jobs)), make([]string, len(jobs))
@@ -300,7 +301,7 @@ func (a *application) foldOne(d *workflow.Delivery, key uuid.UUID) workflow.Outc
 	if s == nil {
 		return workflow.Unknown
 	}
-	if key == uuid.Nil && d.Redelivered && a.repeats(d.Digest) {
+	if key == uuid.Nil && d.Redelivered && a.repeats(d) {
 		return workflow.Duplicate
 	}
 	var outcome workflow.Outcome

@@ -2,6 +2,7 @@ package store
 
 import (
 	"cmp"
+	"encoding/binary"
 	"maps"
 	"slices"
 	"sync"
@@ -82,6 +83,10 @@ func (r *recentSessions) forgot(session uuid.UUID, settled int64, began time.Tim
 	}
 }
 
+// digestKey is the half of a digest that is stored: among the deliveries of some
+// seconds it is enough, and every message without an id pays for it.
+func digestKey(d *workflow.Delivery) int64 { return int64(binary.BigEndian.Uint64(d.Digest[:8])) }
+
 // recentBatch names a row of recent_deliveries.
 type recentBatch struct {
 	session uuid.UUID
@@ -90,7 +95,7 @@ type recentBatch struct {
 
 // recent holds, by digest, the batches in which deliveries of other sessions
 // were that a redelivered message may repeat.
-type recent map[uuid.UUID][]recentBatch
+type recent map[int64][]recentBatch
 
 const sqlFindRecent = `
 SELECT r.session, r.batch, d.digest FROM recent_deliveries AS r CROSS JOIN LATERAL unnest(r.digests) AS d(digest)
@@ -98,7 +103,7 @@ WHERE r.session <> $2 AND d.digest = ANY($1) ORDER BY r.at, r.session, r.batch`
 
 func (a *application) scanRecent(rows pgx.Rows) error {
 	a.recent = make(recent)
-	var digest uuid.UUID
+	var digest int64
 	var in recentBatch
 	_, err := pgx.ForEachRow(rows, []any{&in.session, &in.batch, &digest}, func() error {
 		a.recent[digest] = append(a.recent[digest], in)
@@ -110,14 +115,15 @@ func (a *application) scanRecent(rows pgx.Rows) error {
 // repeats reports whether a redelivered message without an id was applied
 // before. Each delivery of the past stands for one of now, so that of several
 // equal messages none is lost.
-func (a *application) repeats(digest uuid.UUID) bool {
+func (a *application) repeats(d *workflow.Delivery) bool {
+	digest := digestKey(d)
 	before := a.recent[digest]
 	if len(before) == 0 {
 		return false
 	}
 	a.recent[digest] = before[1:]
 	if a.repeated == nil {
-		a.repeated = make(map[recentBatch][]uuid.UUID)
+		a.repeated = make(map[recentBatch][]int64)
 	}
 	a.repeated[before[0]] = append(a.repeated[before[0]], digest)
 	return true
@@ -129,16 +135,16 @@ const sqlTakeRecent = `
 UPDATE recent_deliveries AS r SET digests = (
     SELECT coalesce(array_agg(e.digest), '{}') FROM (
         SELECT d.digest, row_number() OVER (PARTITION BY d.digest) AS n FROM unnest(r.digests) AS d(digest)) AS e
-    WHERE e.n > (SELECT count(*) FROM unnest($3::uuid[]) AS t(digest) WHERE t.digest = e.digest))
+    WHERE e.n > (SELECT count(*) FROM unnest($3::bigint[]) AS t(digest) WHERE t.digest = e.digest))
 WHERE r.session = $1 AND r.batch = $2`
 
 // writeRecent moves what was recognised from the batches it was in before to
 // this one, and forgets what is settled.
 func (a *application) writeRecent(q *pgx.Batch) {
-	var digests uuidArray
+	var digests []int64
 	for i := range a.batch.Deliveries {
 		if d := &a.batch.Deliveries[i]; onlyDigest(*d) && a.outcomes[i] != workflow.Unknown {
-			digests = append(digests, uuidValue(d.Digest))
+			digests = append(digests, digestKey(d))
 		}
 	}
 	// In one order, so that two consumers that take from the same batches do not
@@ -147,7 +153,7 @@ func (a *application) writeRecent(q *pgx.Batch) {
 		return cmp.Or(compareIDs(x.session, y.session), cmp.Compare(x.batch, y.batch))
 	})
 	for _, in := range batches {
-		q.Queue(sqlTakeRecent, in.session, in.batch, uuids(a.repeated[in]))
+		q.Queue(sqlTakeRecent, in.session, in.batch, a.repeated[in])
 	}
 	if len(digests) > 0 {
 		// There is a row already if the batch was committed before; the ledger knows.

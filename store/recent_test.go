@@ -14,13 +14,13 @@ import (
 // Two consumers that take from the same batches do it in one order.
 func TestRecentIsTakenInOrder(t *testing.T) {
 	t.Parallel()
-	a := &application{db: &DB{}, batch: &workflow.Batch{}, repeated: make(map[recentBatch][]uuid.UUID)}
+	a := &application{db: &DB{}, batch: &workflow.Batch{}, repeated: make(map[recentBatch][]int64)}
 	var want []recentBatch
 	for s := range byte(5) {
 		for n := range int64(5) {
 			in := recentBatch{uuid.UUID{s + 1}, n + 8}
 			want = append(want, in)
-			a.repeated[in] = []uuid.UUID{{9}}
+			a.repeated[in] = []int64{9}
 		}
 	}
 	var q pgx.Batch

@@ -91,7 +91,9 @@ CREATE TABLE jobs (
     PRIMARY KEY (workflow_id, job_id),
     CONSTRAINT ended_has_a_time CHECK ((status >= 3) = (finished_at IS NOT NULL)),
     CONSTRAINT started_before_finished CHECK (started_at <= finished_at)
-) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
+-- Below a half, as the batch that ends the jobs of a page writes longer rows
+-- than there are.
+) WITH (fillfactor = 45, autovacuum_vacuum_scale_factor = 0.05);
 
 -- What the platform asked for. Cold: written once a run.
 CREATE TABLE submissions (
@@ -152,9 +154,10 @@ CREATE TABLE recent_deliveries (
     session uuid        NOT NULL,
     batch   bigint      NOT NULL,
     at      timestamptz NOT NULL DEFAULT now(),
-    digests uuid[]      NOT NULL,
+    digests bigint[]    NOT NULL,
     PRIMARY KEY (session, batch)
 ) WITH (autovacuum_vacuum_scale_factor = 0.05);
+ALTER TABLE recent_deliveries ALTER COLUMN digests SET STORAGE EXTERNAL; -- random, as below
 
 -- For each attempt and status of a run, the earliest claim of it.
 CREATE TABLE status_changes (
