@@ -321,10 +321,15 @@ func (a *application) foldOne(d *workflow.Delivery, key uuid.UUID) workflow.Outc
 }
 
 // write queues every statement that the fold asks for and sends them in one
-// round trip.
+// round trip, or in two where there are many new jobs.
 func (a *application) write(ctx context.Context) error {
 	var q pgx.Batch
-	a.writeJobs(&q)
+	fresh := a.writeJobs(&q)
+	if len(fresh) > 0 {
+		if err := a.copyJobs(ctx, fresh); err != nil {
+			return err
+		}
+	}
 	a.lockNames(&q)
 	touched := a.writeRuns(&q)
 	a.writeSubmissions(&q)
@@ -376,7 +381,8 @@ func all(rows int) func(pgconn.CommandTag) error {
 	}
 }
 
-func (a *application) writeJobs(q *pgx.Batch) {
+// writeJobs returns the new jobs if there are so many that they are to be copied.
+func (a *application) writeJobs(q *pgx.Batch) (copied []newJob) {
 	changed := 0
 	for _, id := range a.order {
 		if s := a.states[id]; s != nil {
@@ -384,10 +390,9 @@ func (a *application) writeJobs(q *pgx.Batch) {
 		}
 	}
 	if changed == 0 {
-		return
+		return nil
 	}
-	fresh, known := newJobColumns(changed), newJobColumns(min(changed, len(a.stored)))
-	var rows rowArray
+	fresh, known, rows := make([]newJob, 0, changed), newJobColumns(min(changed, len(a.stored))), rowArray(nil)
 	for _, id := range a.order {
 		s := a.states[id]
 		if s == nil {
@@ -398,16 +403,24 @@ func (a *application) writeJobs(q *pgx.Batch) {
 				known.add(id, j)
 				rows = append(rows, row)
 			} else {
-				fresh.add(id, j)
+				fresh = append(fresh, newJob{id, j})
 			}
 		}
 	}
-	if len(fresh.workflowID) > 0 {
-		q.Queue(sqlInsertJobs, fresh.args()...)
-	}
-	if len(known.workflowID) > 0 {
+	if len(rows) > 0 {
 		q.Queue(sqlUpdateJobs, append(known.args(), rows)...).Exec(all(len(rows)))
 	}
+	if len(fresh) >= copyFrom {
+		return fresh
+	}
+	if len(fresh) > 0 {
+		columns := newJobColumns(len(fresh))
+		for _, j := range fresh {
+			columns.add(j.run, j.Job)
+		}
+		q.Queue(sqlInsertJobs, columns.args()...)
+	}
+	return nil
 }
 
 // writeRuns returns the ids of the runs that readers should look at again.
