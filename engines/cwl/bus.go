@@ -1,6 +1,7 @@
 package cwl
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -87,9 +88,11 @@ func (b *bus) apply(e engines.Event, to engines.Story) {
 	}
 	switch kind {
 	case "JobIssued":
-		if batch := at(3); at(2) != "" && b.byBatch[batch] == nil {
-			p := b.slot(at(2))
-			b.byBatch[batch] = p
+		if at(2) == "" {
+			return
+		}
+		if p := b.slot(at(2)); b.byBatch[at(3)] != p {
+			b.byBatch[at(3)] = p
 			b.issued(p, at(1), e.At, to)
 		}
 	case "ExternalBatchId":
@@ -378,7 +381,8 @@ func (b *bus) end(at time.Time, to engines.Story) (reason string) {
 }
 
 // follow is a Source that brings the lines of a file as it grows. What it holds
-// at the start is an earlier run's.
+// at the start is an earlier run's. Each line waits for a look at the file: what a
+// worker's hook has sent before it was written shall come first.
 func follow(path string) engines.Source {
 	from := int64(0)
 	if info, err := os.Stat(path); err == nil {
@@ -391,14 +395,25 @@ func follow(path string) engines.Source {
 				file.Close()
 			}
 		}()
-		lines := engines.Lines{Max: 64 << 10, Emit: func(line []byte) { emit(engines.Event{Source: busSource, Line: line}) }}
+		var waiting []engines.Event
+		lines := engines.Lines{Max: 64 << 10, Emit: func(line []byte) {
+			waiting = append(waiting, engines.Event{At: time.Now(), Source: busSource, Line: bytes.Clone(line)})
+		}}
+		pass := func() {
+			for _, e := range waiting {
+				emit(e)
+			}
+			waiting = nil
+		}
 		poll := time.NewTicker(busPoll)
 		defer poll.Stop()
 		for last := false; ; {
+			pass()
 			if err := read(path, &file, &from, &lines); err != nil {
 				return fmt.Errorf("reading Toil's messages: %w", err)
 			}
 			if last {
+				pass()
 				return nil // half a line at the end is none
 			}
 			select {

@@ -4,10 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -53,57 +53,40 @@ steps:
 `
 }
 
+// TestToilChains hears of the steps by the hook. What the bus alone tells of them is
+// in a recording.
 func TestToilChains(t *testing.T) {
-	for name, tc := range map[string]struct {
-		args []string
-		want map[string]string // status, exit code and attempt
+	l := newToil(t, "toil-cwl-runner", "--retryCount", "1", "--outdir", "out", "chained.cwl")
+	l.write("chained.cwl", chained(l.dir))
+	out := l.watch(t.Context())
+	v := l.want(out, workflow.StatusFailed, 1, 3, 2, 1, 0)
+	for name, want := range map[string]struct {
+		status        workflow.JobStatus
+		exit, attempt int
+		log           string // of all attempts
 	}{
-		"hook": {[]string{"toil-cwl-runner"}, map[string]string{
-			"chained.cwl.first": "finished 0 1", "chained.cwl.second": "finished 0 2", "chained.cwl.third": "failed 137 2",
-		}},
-		// The bus knows the exit codes of workers, and what was chained when it is repeated.
-		"bus": {[]string{"env", "-u", "WAYMARK_SOCKET", "toil-cwl-runner"}, map[string]string{
-			"chained.cwl.first": "finished 0 1", "chained.cwl.second": "finished 0 2", "chained.cwl.third": "failed 1 2",
-		}},
+		"first":  {workflow.JobFinished, 0, 1, "of the first\n"},
+		"second": {workflow.JobFinished, 0, 2, "tried\ntried\ntried\n"},
+		"third":  {workflow.JobFailed, 137, 2, "no more of it\nno more of it\n"},
 	} {
-		t.Run(name, func(t *testing.T) {
-			l := newToil(t, append(tc.args, "--retryCount", "1", "--outdir", "out", "chained.cwl")...)
-			l.write("chained.cwl", chained(l.dir))
-			out := l.watch(t.Context())
-			v := l.want(out, workflow.StatusFailed, 1, 3, 2, 1, 0)
-			got := make(map[string]string)
-			for name, j := range v.ByName {
-				code := -1
-				if j.ExitCode != nil {
-					code = *j.ExitCode
-				}
-				got[name] = fmt.Sprintf("%v %d %d", j.Status, code, j.Attempt)
-			}
-			if diff := cmp.Diff(tc.want, got); diff != "" {
-				t.Errorf("the jobs (-want +got):\n%s", diff)
-			}
-			l.specific(v, `"mode":"`+name+`"`)
-			if strings.Contains(l.console.Stderr(), "waymark") {
-				t.Errorf("what Toil writes tells of us: %s", l.console.Stderr())
-			}
-			if name == "bus" {
-				return
-			}
-			for name, log := range map[string]string{"first": "of the first\n", "second": "tried\ntried\ntried\n", "third": "no more of it\nno more of it\n"} {
-				if got := v.JobLogs["chained.cwl."+name]; got != log {
-					t.Errorf("the log of the %s job is %q, want %q", name, got, log)
-				}
-			}
-			third := v.ByName["chained.cwl.third"]
-			if third.Diagnostics != "was terminated by signal: SIGKILL" || !strings.HasPrefix(third.Command, `sh -c 'echo "no more of it"`) || third.StartedAt.IsZero() {
-				t.Errorf("the failed job is %+v", third)
-			}
-			if want := "job chained.cwl.third failed: was terminated by signal: SIGKILL"; out.Reason != want {
-				t.Errorf("the reason is %q, want %q", out.Reason, want)
-			}
-			l.specific(v, `"version":"`)
-		})
+		j := v.ByName["chained.cwl."+name]
+		if j.Status != want.status || j.ExitCode == nil || *j.ExitCode != want.exit || j.Attempt != want.attempt || j.StartedAt.IsZero() || j.FinishedAt.Before(j.StartedAt) {
+			t.Errorf("the %s job is %+v, want %v with %d after %d attempts", name, j, want.status, want.exit, want.attempt)
+		}
+		if got := v.JobLogs["chained.cwl."+name]; got != want.log {
+			t.Errorf("the log of the %s job is %q, want %q", name, got, want.log)
+		}
 	}
+	if third := v.ByName["chained.cwl.third"]; third.Diagnostics != "was terminated by signal: SIGKILL" || !strings.HasPrefix(third.Command, `sh -c 'echo "no more of it"`) {
+		t.Errorf("the failed job is %+v", third)
+	}
+	if want := "job chained.cwl.third failed: was terminated by signal: SIGKILL"; out.Reason != want {
+		t.Errorf("the reason is %q, want %q", out.Reason, want)
+	}
+	if strings.Contains(l.console.Stderr(), "waymark") {
+		t.Errorf("what Toil writes tells of us: %s", l.console.Stderr())
+	}
+	l.specific(v, `"mode":"hook"`, `"version":"`)
 }
 
 // TestToilIsAsWithoutUs has a scatter over a subworkflow, a condition, and a job
@@ -147,18 +130,22 @@ steps:
     in: {draw: draw}
     out: []
 `)
-	l.write("own/sitecustomize.py", "import os\nopen(os.path.join(os.path.dirname(__file__), 'seen'), 'a').write('x')\n")
+	l.write("own/sitecustomize.py", "import os\nopen(os.path.join(os.path.dirname(__file__), os.environ['WHO']), 'a').write('x')\n")
 	own := filepath.Join(l.dir, "own")
-	l.env = append(l.env, "PYTHONPATH="+own)
+	l.env = append(l.env, "PYTHONPATH="+own, "WHO=with")
 
-	bare := exec.Command(l.args[0], l.args[1:]...)
-	bare.Dir, bare.Env = l.dir, append(os.Environ(), l.env...)
-	want, err := bare.Output()
-	if err != nil {
+	var written strings.Builder
+	bare := exec.Command("toil-cwl-runner", "--logError", "--preserve-entire-environment", "--outdir", "bare", "many.cwl")
+	bare.Dir, bare.Env, bare.Stdout = l.dir, slices.Concat(os.Environ(), l.env, []string{"WHO=without"}), &written
+	if err := bare.Start(); err != nil {
+		t.Fatal(err)
+	}
+	v := l.want(l.watch(t.Context()), workflow.StatusFinished, 0, 6, 6, 0, 0)
+	if err := bare.Wait(); err != nil {
 		t.Fatalf("Toil without us: %v", err)
 	}
-	environment := func() (names []string) {
-		text, err := os.ReadFile(filepath.Join(l.dir, "out/env.txt"))
+	environment := func(of string) (names []string) {
+		text, err := os.ReadFile(filepath.Join(l.dir, of, "env.txt"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -169,21 +156,23 @@ steps:
 			}
 			names = append(names, name)
 		}
+		slices.Sort(names)
 		return names
 	}
-	wantEnv := environment()
-	v := l.want(l.watch(t.Context()), workflow.StatusFinished, 0, 6, 6, 0, 0)
-	if diff := cmp.Diff(withoutChecksum(t, want), withoutChecksum(t, []byte(l.console.Stdout()))); diff != "" {
+	want := strings.ReplaceAll(written.String(), "/bare/", "/out/")
+	if diff := cmp.Diff(withoutChecksum(t, want), withoutChecksum(t, l.console.Stdout())); diff != "" {
 		t.Errorf("what Toil writes on standard output (-without +with us):\n%s", diff)
 	}
-	if diff := cmp.Diff(wantEnv, environment()); diff != "" {
+	if diff := cmp.Diff(environment("bare"), environment("out")); diff != "" {
 		t.Errorf("what the job has in its environment (-without +with us):\n%s", diff)
+	}
+	for _, who := range []string{"without", "with"} { // the leader, and a worker or more
+		if ran, err := os.ReadFile(filepath.Join(own, who)); err != nil || len(ran) < 2 {
+			t.Errorf("the user's own sitecustomize ran %d times %s us (%v)", len(ran), who, err)
+		}
 	}
 	if l.console.Stderr() != "" && !strings.HasPrefix(l.console.Stderr(), "You are using cwltool version") {
 		t.Errorf("with --logError Toil writes %q", l.console.Stderr())
-	}
-	if seen, err := os.ReadFile(filepath.Join(own, "seen")); err != nil || len(seen) < 4 {
-		t.Errorf("the user's own sitecustomize ran %d times (%v)", len(seen), err)
 	}
 	// Both jobs of the scatter have this name, and no text of the log was written.
 	maker := v.ByName["many.cwl.inner.make.maker"]
@@ -199,10 +188,10 @@ steps:
 }
 
 // withoutChecksum is an output object without what depends on what a file holds.
-func withoutChecksum(t *testing.T, text []byte) map[string]any {
+func withoutChecksum(t *testing.T, text string) map[string]any {
 	t.Helper()
 	var doc map[string]any
-	if err := json.Unmarshal(text, &doc); err != nil {
+	if err := json.Unmarshal([]byte(text), &doc); err != nil {
 		t.Fatalf("Toil's output is %q: %v", text, err)
 	}
 	if env, ok := doc["env"].(map[string]any); ok {
