@@ -228,7 +228,7 @@ assert "WAYMARK_SOCKET" not in os.environ and "PYTHONPATH" not in os.environ, os
 		t.Parallel()
 		l := listen(t)
 		all := heard(t, l, `"good": true`)
-		folder := stubToil(t, "class SingleMachineBatchSystem:\n    def __init__(self, *, of): self.environment = {'OF': of}\n", `
+		folder := stubToil(t, "class SingleMachineBatchSystem:\n    def __init__(self, *, of): self.environment = {'OF': of}\n    def setEnv(self, name, value=None): self.environment[name] = value\n", `
 import logging
 class Description:
     unitName, jobName, displayName, jobStoreID = None, "name", "display", "kind-CWLJob/x"
@@ -249,10 +249,14 @@ print(c.CWLJob().run(1))
 logging.getLogger("toil.worker").info("Completed body for %s", "it")
 logging.getLogger("toil.worker").info("something else")
 logging.getLogger("cwltool").debug("a detail")
-e = s.SingleMachineBatchSystem(of="the user").environment
+system = s.SingleMachineBatchSystem(of="the user")
+e = system.environment
 print(sorted(e), e["PYTHONPATH"].startswith("/"), e["WAYMARK_SOCKET"].startswith("/"))
+ours = e["PYTHONPATH"]
+system.setEnv("PYTHONPATH", "/own")
+print(e["PYTHONPATH"] == ours + ":/own")
 `)
-		const want = "an error that Toil writes\n2\n['OF', 'PYTHONPATH', 'WAYMARK_SOCKET', 'WAYMARK_WORKER'] True True\n"
+		const want = "an error that Toil writes\n2\n['OF', 'PYTHONPATH', 'WAYMARK_SOCKET', 'WAYMARK_WORKER'] True True\nTrue\n"
 		if out != want {
 			t.Errorf("the program printed %q, want %q", out, want)
 		}

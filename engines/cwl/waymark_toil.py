@@ -49,19 +49,29 @@ def _overhear(logger, handler):
 
 def _pass_on(system, ear, here):
     """Have the workers of a batch system listen, but not their jobs."""
-    begin = system.__init__
+    begin, set_env = system.__init__, system.setEnv
+
+    def python_path(users):
+        return here + (os.pathsep + users if users else "")
 
     def __init__(self, *args, **kwargs):
         begin(self, *args, **kwargs)
         try:
-            users = os.environ.get("PYTHONPATH")
-            self.environment["PYTHONPATH"] = here + (os.pathsep + users if users else "")
+            self.environment["PYTHONPATH"] = python_path(os.environ.get("PYTHONPATH"))
             self.environment["WAYMARK_SOCKET"] = ear.path
             self.environment["WAYMARK_WORKER"] = "toil"
         except Exception:
             pass
 
-    system.__init__ = __init__
+    def setEnv(self, name, *args, **kwargs):  # for --setEnv
+        set_env(self, name, *args, **kwargs)
+        try:
+            if name == "PYTHONPATH":
+                self.environment[name] = python_path(self.environment[name])
+        except Exception:
+            pass
+
+    system.__init__, system.setEnv = __init__, setEnv
 
 
 class _Begin:
