@@ -951,7 +951,10 @@ func (r *reducer) ending(x engines.Exit) engines.Ending {
 			e.Reason += ", …"
 		}
 	case len(r.errors) > 0:
-		e.Reason = oneLine(r.errors[0])
+		// Of a job that Snakemake forgets to try again, the first error would be why
+		// it failed at first.
+		lost := slices.IndexFunc(r.errors, func(text string) bool { return strings.Contains(text, "Out of jobs ready to be started") })
+		e.Reason = oneLine(r.errors[max(lost, 0)])
 	case r.mode == modeLog && e.Status != workflow.StatusFinished:
 		e.Reason = "Snakemake went away before its jobs were done"
 	}

@@ -283,6 +283,26 @@ func TestHookIsHeardLate(t *testing.T) {
 	}
 }
 
+// TestForgottenJob has Snakemake not try a job again that it was to try, as 7.32
+// does if a checkpoint grows the graph just then.
+func TestForgottenJob(t *testing.T) {
+	told := tell(1,
+		`{"level":"x_dag","nodes":[{"jobid":0,"name":"all","norun":true},{"jobid":1,"name":"flaky"}],"total":2}`,
+		`{"level":"job_info","jobid":1,"name":"flaky"}`,
+		`{"level":"error","msg":"Error submitting jobscript (exit code 1):"}`,
+		`{"level":"x_failed","jobid":1,"final":false,"attempt":1}`,
+		`{"level":"error","msg":"BUG: Out of jobs ready to be started, but not all files built yet."}`,
+		`{"level":"error","msg":"Remaining jobs:\n - all: \n - flaky: flaky.txt"}`,
+		`{"level":"x_end","success":false}`,
+	)
+	if want := "BUG: Out of jobs ready to be started, but not all files built yet."; told.Reason != want {
+		t.Errorf("the reason is %q, want %q", told.Reason, want)
+	}
+	if j, _ := told.Job("flaky"); j.Status != workflow.JobQueued || j.Attempt != 2 || told.Counts.Failed != 0 {
+		t.Errorf("the job is %+v of %+v, want it to wait for attempt 2", j, told.Counts)
+	}
+}
+
 // TestHostileEvents has fields of wrong kinds, huge and negative numbers.
 func TestHostileEvents(t *testing.T) {
 	told := tell(0,
