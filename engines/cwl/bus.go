@@ -91,54 +91,54 @@ func (b *bus) apply(e engines.Event, to engines.Story) {
 		if at(2) == "" {
 			return
 		}
-		if p := b.slot(at(2)); b.byBatch[at(3)] != p {
-			b.byBatch[at(3)] = p
-			b.issued(p, at(1), e.At, to)
+		if s := b.slot(at(2)); b.byBatch[at(3)] != s {
+			b.byBatch[at(3)] = s
+			b.issued(s, at(1), e.At, to)
 		}
 	case "ExternalBatchId":
-		if p := b.byBatch[at(1)]; p != nil && p.issued > p.heard && at(3) == localBatchSystem {
-			if j := p.last(); j != nil && !j.ended {
+		if s := b.byBatch[at(1)]; s != nil && s.issued > s.heard && at(3) == localBatchSystem {
+			if j := s.last(); j != nil && !j.ended {
 				to.Job(j.report(workflow.JobRunning, workflow.JobReport{StartedAt: e.At}))
 			}
 		}
 	case "JobCompleted":
 		exit, err := strconv.Atoi(at(3))
-		if p := b.slots[at(2)]; p != nil && err == nil {
-			p.complete(exit, e.At, to)
+		if s := b.slots[at(2)]; s != nil && err == nil {
+			s.complete(exit, e.At, to)
 		}
 	case "JobFailed":
-		if p := b.slots[at(2)]; p != nil {
-			b.fail(p, at(1), e.At, to)
+		if s := b.slots[at(2)]; s != nil {
+			b.fail(s, at(1), e.At, to)
 		}
 	}
 }
 
 func (b *bus) slot(id string) *slot {
-	p := b.slots[id]
-	if p == nil {
-		p = &slot{id: id}
-		b.slots[id] = p
+	s := b.slots[id]
+	if s == nil {
+		s = &slot{id: id}
+		b.slots[id] = s
 	}
-	return p
+	return s
 }
 
 // last is the job that has the id by now, nil if that is Toil's own.
-func (p *slot) last() *toilJob {
-	if len(p.jobs) == 0 {
+func (s *slot) last() *toilJob {
+	if len(s.jobs) == 0 {
 		return nil
 	}
-	return p.jobs[len(p.jobs)-1]
+	return s.jobs[len(s.jobs)-1]
 }
 
 // generated is what cwltool calls a tool without an id of its own, anew in each run.
 var generated = regexp.MustCompile(`(^|\.)_:[0-9a-f-]{36}(\.|$)`)
 
 // take makes the job that takes the id over.
-func (b *bus) take(p *slot, name string) *toilJob {
-	node := p.id
-	if len(p.jobs) > 0 || !strings.HasPrefix(p.id, "kind-CWLJob/") {
+func (b *bus) take(s *slot, name string) *toilJob {
+	node := s.id
+	if len(s.jobs) > 0 || !strings.HasPrefix(s.id, "kind-CWLJob/") {
 		same := 1
-		for _, j := range p.jobs {
+		for _, j := range s.jobs {
 			if j.name == name {
 				same++
 			}
@@ -148,7 +148,7 @@ func (b *bus) take(p *slot, name string) *toilJob {
 		}
 	}
 	j := &toilJob{name: name, node: node, id: engines.JobID(b.workflowID, "toil", node)}
-	p.jobs = append(p.jobs, j)
+	s.jobs = append(s.jobs, j)
 	b.jobs = append(b.jobs, j)
 	return j
 }
@@ -202,26 +202,26 @@ func (j *toilJob) fail(at time.Time, why string, to engines.Story) {
 	to.Job(j.report(workflow.JobFailed, news))
 }
 
-func (b *bus) issued(p *slot, name string, at time.Time, to engines.Story) {
-	if p.issued++; p.issued == 1 {
-		p.name = name
+func (b *bus) issued(s *slot, name string, at time.Time, to engines.Story) {
+	if s.issued++; s.issued == 1 {
+		s.name = name
 	}
-	if p.issued <= p.heard {
+	if s.issued <= s.heard {
 		return // the hook has told of its worker
 	}
-	j := p.last()
+	j := s.last()
 	switch {
-	case j == nil && !strings.HasPrefix(p.id, "kind-CWLJob/") && p.own(name):
+	case j == nil && !strings.HasPrefix(s.id, "kind-CWLJob/") && s.own(name):
 		return
 	case j == nil:
-		j = b.take(p, name)
-	case j.name != name && p.own(name):
+		j = b.take(s, name)
+	case j.name != name && s.own(name):
 		return
 	case j.name != name: // chained to it
 		if !j.failed && !(j.ended && j.exit == 0) {
 			j.finish(at, to)
 		}
-		if j = b.take(p, name); p.exit != 0 {
+		if j = b.take(s, name); s.exit != 0 {
 			j.attempt = 1 // nobody told of the first
 		}
 	case j.failed, !j.ended && j.attempt > 0, j.ended && j.exit == 0:
@@ -232,17 +232,17 @@ func (b *bus) issued(p *slot, name string, at time.Time, to engines.Story) {
 }
 
 // own reports whether a name is of what Toil has made of the workflow.
-func (p *slot) own(name string) bool {
-	return name == p.name && !strings.HasPrefix(p.id, "kind-CWLJob/") || name == "CWLScatter" || name == "CWLGather" || strings.HasSuffix(name, "._resolve")
+func (s *slot) own(name string) bool {
+	return name == s.name && !strings.HasPrefix(s.id, "kind-CWLJob/") || name == "CWLScatter" || name == "CWLGather" || strings.HasSuffix(name, "._resolve")
 }
 
 // complete is the end of a worker.
-func (p *slot) complete(exit int, at time.Time, to engines.Story) {
-	p.completed++
-	p.exit = exit
-	j := p.last()
+func (s *slot) complete(exit int, at time.Time, to engines.Story) {
+	s.completed++
+	s.exit = exit
+	j := s.last()
 	switch {
-	case j == nil || j.ended || p.completed < p.heard:
+	case j == nil || j.ended || s.completed < s.heard:
 	case exit == 0:
 		j.finish(at, to)
 	default:
@@ -251,15 +251,15 @@ func (p *slot) complete(exit int, at time.Time, to engines.Story) {
 }
 
 // fail is what Toil gives up.
-func (b *bus) fail(p *slot, name string, at time.Time, to engines.Story) {
-	j := p.last()
-	if (j == nil || j.name != name) && !p.own(name) && p.heard == 0 { // chained to it
+func (b *bus) fail(s *slot, name string, at time.Time, to engines.Story) {
+	j := s.last()
+	if (j == nil || j.name != name) && !s.own(name) && s.heard == 0 { // chained to it
 		if j != nil && !j.failed && !(j.ended && j.exit == 0) {
 			j.finish(at, to)
 		}
-		j = b.take(p, name)
+		j = b.take(s, name)
 		j.begin()
-		j.end(p.exit)
+		j.end(s.exit)
 	}
 	if j != nil && j.name == name && !j.failed && !(j.ended && j.exit == 0) {
 		j.fail(at, "Toil gave it up", to)
@@ -269,14 +269,14 @@ func (b *bus) fail(p *slot, name string, at time.Time, to engines.Story) {
 // hear takes what the hook tells of a job in a worker, and reports whether it
 // means something.
 func (b *bus) hear(rec *record, to engines.Story) bool {
-	p := b.slot(rec.Toil.ID)
-	j := p.last()
-	if rec.PID != p.pid {
-		p.pid = rec.PID
-		p.heard++
+	s := b.slot(rec.Toil.ID)
+	j := s.last()
+	if rec.PID != s.pid {
+		s.pid = rec.PID
+		s.heard++
 	}
 	if *rec.Message == "begin" {
-		b.began(p, j, rec, to)
+		b.began(s, j, rec, to)
 		return true
 	}
 	if j == nil || j.name != rec.Toil.Name || j.ended {
@@ -319,19 +319,19 @@ func (b *bus) hear(rec *record, to engines.Story) bool {
 	return true
 }
 
-func (b *bus) began(p *slot, j *toilJob, rec *record, to engines.Story) {
+func (b *bus) began(s *slot, j *toilJob, rec *record, to engines.Story) {
 	switch name, another := rec.Toil.Name, j != nil && j.pid != 0 && j.pid != rec.PID; {
 	case j == nil:
-		j = b.take(p, name)
+		j = b.take(s, name)
 	case j.name != name: // chained to it
 		if !j.ended {
 			j.finish(rec.at, to)
 		}
-		j = b.take(p, name)
+		j = b.take(s, name)
 	case another || j.ended && j.exit != 0: // repeated
 		j.ended = true
 	case j.ended: // chained to its namesake
-		j = b.take(p, name)
+		j = b.take(s, name)
 	}
 	if j.failed {
 		return

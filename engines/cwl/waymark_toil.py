@@ -13,12 +13,9 @@ import os
 import stat
 import time
 
-LEADER = "toil.batchSystems.singleMachine"
-JOBS = "toil.cwl.cwltoil"
-
 
 def loaded(name, module, ear, here):
-    if name == LEADER:
+    if name == "toil.batchSystems.singleMachine":  # the leader
         _pass_on(module.SingleMachineBatchSystem, ear, here)
     else:
         ear.leave_no_trace()  # before the leader keeps its environment for the workers
