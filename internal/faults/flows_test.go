@@ -292,7 +292,7 @@ var (
 		end:   func(w *site, _ *process) { w.must(w.Postgres().Resume()) }}
 	rabbitRestarts = fault{who: "broker", what: "restarted", server: true, felt: ended, begin: func(w *site, _ *process) { w.must(w.RabbitMQ().Restart(w.Context())) }}
 	rabbitDies     = fault{who: "broker", what: "kill -9", server: true, felt: ended,
-		begin: func(w *site, _ *process) { w.must(w.RabbitMQ().Kill()) },
+		begin: func(w *site, _ *process) { w.killBroker() },
 		end:   func(w *site, _ *process) { w.must(w.RabbitMQ().Restart(w.Context())) }}
 	rabbitFreezes = fault{who: "broker", what: "SIGSTOP for 3 s", server: true, lasts: 3 * time.Second,
 		begin: func(w *site, _ *process) { w.must(w.RabbitMQ().Pause()) },
@@ -306,6 +306,14 @@ var (
 		begin: func(w *site, _ *process) { w.ctl("set_disk_free_limit", "90000GB") },
 		end:   func(w *site, _ *process) { w.ctl("set_disk_free_limit", "50MB") }}
 )
+
+// killBroker kills RabbitMQ, once it has on disk which queues there are: it has
+// been seen to forget those that were declared a moment before.
+func (w *site) killBroker() {
+	w.Helper()
+	w.ctl("eval", "mnesia:sync_log().")
+	w.must(w.RabbitMQ().Kill())
+}
 
 func (w *site) must(err error) {
 	w.Helper()

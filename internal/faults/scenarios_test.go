@@ -630,7 +630,7 @@ var engineFaults = []engineFault{
 		engine.signal(w, syscall.SIGCONT)
 	}},
 	{what: "broker: kill -9", server: true,
-		begin: func(w *site, _, _ *process) { w.must(w.RabbitMQ().Kill()) },
+		begin: func(w *site, _, _ *process) { w.killBroker() },
 		end:   func(w *site, _, _ *process) { w.must(w.RabbitMQ().Restart(w.Context())) }},
 }
 
