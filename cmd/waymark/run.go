@@ -61,7 +61,7 @@ hook; engine_specific says so.`,
 	{
 		name: "toil", adapter: cwl.Toil{}, reducer: cwl.NewReducer, programs: []string{"toil-cwl-runner"},
 		short:   "Run a CWL workflow with Toil and report its jobs",
-		long:    "Run a CWL workflow with toil-cwl-runner and report its jobs, by the message bus\nof its leader: the option --writeMessages is added, unless it is there.",
+		long:    "Run a CWL workflow with toil-cwl-runner and report its jobs, by a hook in its\nworkers on this machine and by the message bus of its leader: the option\n--writeMessages is added, unless it is there.",
 		example: "  waymark run toil -- toil-cwl-runner analysis.cwl analysis.yml",
 	},
 	{
