@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -14,9 +15,9 @@ import (
 const pruneRows = 5000
 
 // Prune forgets the ids of messages that had their effect before then, and the
-// digests of those that have none, these after an hour at the latest, and folds
-// the ledger rows of consumers not heard of since into one. It returns how many
-// ids it forgot.
+// digests of those that have none, these an hour after an earlier call has found
+// them, and folds the ledger rows of consumers not heard of since into one. It
+// returns how many ids it forgot.
 //
 // A message that comes again later than that is no longer known by its id. The
 // fold makes it harmless all the same, but for its log lines, which are stored
@@ -53,21 +54,8 @@ func (db *DB) Prune(ctx context.Context, before time.Time) (forgotten int64, err
 			break
 		}
 	}
-	for {
-		result, err := db.reads.ExecContext(ctx, `
-			DELETE FROM recent_deliveries WHERE (session, batch) IN (
-				SELECT session, batch FROM recent_deliveries WHERE at < greatest($1, now() - $3::interval) LIMIT $2 FOR UPDATE SKIP LOCKED)`,
-			before, pruneRows, recentKept.String())
-		if err != nil {
-			return forgotten, fmt.Errorf("forgetting recent deliveries: %w", translate(err))
-		}
-		n, err := result.RowsAffected()
-		if err != nil {
-			return forgotten, fmt.Errorf("forgetting recent deliveries: %w", err)
-		}
-		if n < pruneRows {
-			break
-		}
+	if err := db.pruneRecent(ctx, before); err != nil {
+		return forgotten, fmt.Errorf("forgetting recent deliveries: %w", err)
 	}
 	// One statement, so that the sums are the same at every moment.
 	_, err = db.reads.ExecContext(ctx, `
@@ -85,6 +73,44 @@ func (db *DB) Prune(ctx context.Context, before time.Time) (forgotten int64, err
 		return forgotten, fmt.Errorf("folding the ledger: %w", translate(err))
 	}
 	return forgotten, nil
+}
+
+// pruneRecent forgets the digests that nobody else has forgotten. Their age is
+// taken by the clock of this process, which does not step: by that of the server
+// it may seem an hour and be a second.
+func (db *DB) pruneRecent(ctx context.Context, before time.Time) error {
+	rows, err := db.reads.QueryContext(ctx, `SELECT session, batch FROM recent_deliveries`)
+	if err != nil {
+		return translate(err)
+	}
+	defer rows.Close()
+	var found []recentBatch
+	for rows.Next() {
+		var one recentBatch
+		if err := rows.Scan(&one.session, &one.batch); err != nil {
+			return translate(err)
+		}
+		found = append(found, one)
+	}
+	if err := rows.Err(); err != nil {
+		return translate(err)
+	}
+	for chunk := range slices.Chunk(db.leftovers.old(found, time.Now()), pruneRows) {
+		var sessions []uuid.UUID
+		var batches []int64
+		for _, one := range chunk {
+			sessions, batches = append(sessions, one.session), append(batches, one.batch)
+		}
+		if _, err := db.reads.ExecContext(ctx, `
+			DELETE FROM recent_deliveries WHERE (session, batch) IN (
+				SELECT session, batch FROM recent_deliveries WHERE (session, batch) IN (SELECT * FROM unnest($1::uuid[], $2::bigint[])) FOR UPDATE SKIP LOCKED)`,
+			uuids(sessions), batches); err != nil {
+			return translate(err)
+		}
+	}
+	// What processes have left behind that never lived for so long.
+	_, err = db.reads.ExecContext(ctx, `DELETE FROM recent_deliveries WHERE at < $1`, before)
+	return translate(err)
 }
 
 // pruneRuns is how many runs PruneRuns looks for at once.

@@ -25,9 +25,35 @@ import (
 // or had no more batches, [DB.Prune] forgets after recentKept.
 
 // recentKept is how long the digests of a session that has ended are kept at
-// most, up to the next call of Prune. What a broker delivers again only later,
-// because it was away for so long, is taken for new.
-const recentKept = time.Hour
+// least, from when a call of Prune has found them to another. What a broker
+// delivers again only later, because it was away for so long, is taken for new.
+const recentKept = time.Hour - time.Minute // which the hours of a ticker never are
+
+// leftovers knows since when which rows of recent_deliveries are there. The zero
+// value is ready.
+type leftovers struct {
+	mu    sync.Mutex
+	since map[recentBatch]time.Time
+}
+
+// old returns those of the rows found that were found recentKept ago already.
+func (l *leftovers) old(found []recentBatch, now time.Time) (old []recentBatch) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	since := make(map[recentBatch]time.Time, len(found))
+	for _, row := range found {
+		first, known := l.since[row]
+		if !known {
+			first = now
+		}
+		since[row] = first
+		if now.Sub(first) >= recentKept {
+			old = append(old, row)
+		}
+	}
+	l.since = since
+	return old
+}
 
 // sqlForgetSettled forgets the batches of a session whose acknowledgements the
 // broker has, but for those of the last seconds. It waits for nobody: a row from

@@ -95,12 +95,13 @@ var schemaName = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,49}$`)
 
 // DB is a Waymark database. Its methods may be called at once by many.
 type DB struct {
-	cfg     Config
-	connect *pgx.ConnConfig // as it was when db was opened
-	gorm    *gorm.DB
-	reads   *sql.DB
-	applies *sql.DB
-	recent  recentSessions
+	cfg       Config
+	connect   *pgx.ConnConfig // as it was when db was opened
+	gorm      *gorm.DB
+	reads     *sql.DB
+	applies   *sql.DB
+	recent    recentSessions
+	leftovers leftovers
 }
 
 // Open checks cfg, and the files that its URL names, and returns the database.
