@@ -61,7 +61,6 @@ func (db *DB) applyOnce(ctx context.Context, b *workflow.Batch) (outcomes []work
 	// A server that has gone silent must not hold the batch for ever.
 	ctx, cancel := context.WithTimeout(ctx, db.cfg.ApplyTimeout)
 	defer cancel()
-	began := time.Now()
 	err = withPgx(ctx, db.applies, func(conn *pgx.Conn) error {
 		defer endTransaction(ctx, conn)
 		a := &application{db: db, conn: conn, batch: b, now: db.now()}
@@ -85,7 +84,7 @@ func (db *DB) applyOnce(ctx context.Context, b *workflow.Batch) (outcomes []work
 		err = commit(ctx, conn)
 		crashpoint.Hit("store.committed")
 		if err == nil && a.forgets {
-			db.recent.forgot(b.Session, b.Settled, began)
+			db.recent.forgot(b.Session, b.Settled)
 		}
 		return err
 	})
@@ -148,7 +147,7 @@ type application struct {
 	// what such messages did repeat.
 	recent   recent
 	repeated map[recentBatch][]int64
-	forgets  bool // what its session had settled
+	forgets  bool // all that its session had settled
 
 	outcomes []workflow.Outcome
 	logs     []storedChunk
@@ -369,7 +368,16 @@ func (a *application) writeLedger(q *pgx.Batch) {
 
 // errMoved says that somebody who does not hold the locks has changed a row
 // after it was loaded.
-var errMoved = errors.New("rows of runs or jobs were changed by somebody else, who does not hold the locks of the runs")
+var errMoved error = movedError{}
+
+type movedError struct{}
+
+func (movedError) Error() string {
+	return "rows of runs or jobs were changed by somebody else, who does not hold the locks of the runs"
+}
+
+// SQLState is that of a serialization failure, which it is.
+func (movedError) SQLState() string { return "40001" }
 
 // all makes sure that a statement has updated every row that it should.
 func all(rows int) func(pgconn.CommandTag) error {

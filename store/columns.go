@@ -19,7 +19,8 @@ import (
 // index of a large table once more is what a message costs most there. A row has
 // not moved as long as all who write hold the lock of the run; whether it has is
 // checked, by the number of rows and by its key, in words for which there is no
-// index that the planner might prefer.
+// index that the planner might prefer. The place is compared twice: the first is
+// how the row is found, and that is not looked at again if the row was waited for.
 
 const sqlLoadRuns = `
 SELECT id, attempt, planned, jobs_created, jobs_queued, jobs_running, jobs_finished, jobs_failed, jobs_stopped, jobs_cached,
@@ -94,7 +95,7 @@ UPDATE workflows AS w SET
     at_deleted = u.at_deleted, at_stopped = u.at_stopped, at_queued = u.at_queued, at_pending = u.at_pending,
     specified_at = u.specified_at, last_event_at = u.last_event_at, engine = u.engine, claims = u.claims::jsonb, log_bytes = u.log_bytes
 FROM unnest(` + runParameters + `, $26::tid[]) AS u(` + runNames + `, row)
-WHERE w.ctid = u.row AND w.id IS NOT DISTINCT FROM u.id`
+WHERE w.ctid = u.row AND w.ctid IS NOT DISTINCT FROM u.row AND w.id IS NOT DISTINCT FROM u.id`
 )
 
 // runColumns are the parameters of sqlUpdateRuns but the last two, the time and
@@ -263,7 +264,7 @@ UPDATE jobs AS j SET
     queued_at = u.queued_at, started_at = u.started_at, finished_at = u.finished_at,
     name = u.name, path = u.path, command = u.command, diagnostics = u.diagnostics, result = u.result::json
 FROM unnest(` + jobParameters + `, $16::tid[]) AS u(` + jobNames + `, row)
-WHERE j.ctid = u.row AND j.workflow_id IS NOT DISTINCT FROM u.workflow_id AND j.job_id IS NOT DISTINCT FROM u.job_id`
+WHERE j.ctid = u.row AND j.ctid IS NOT DISTINCT FROM u.row AND j.workflow_id IS NOT DISTINCT FROM u.workflow_id AND j.job_id IS NOT DISTINCT FROM u.job_id`
 )
 
 // jobColumns are the parameters of sqlInsertJobs, and of sqlUpdateJobs but the

@@ -111,7 +111,7 @@ func retryAtOnce(err error) bool {
 		return true
 	}
 	var pg *pgconn.PgError
-	return errors.As(err, &pg) && (pg.Code == "40001" || pg.Code == "40P01" || (pg.Code == "23505" && (pg.ConstraintName == "seen_messages_pkey" || pg.ConstraintName == "workflows_pkey")))
+	return errors.As(err, &pg) && (pg.Code == "40001" || pg.Code == "40P01" || (pg.Code == "23505" && (pg.ConstraintName == "seen_messages_pkey" || pg.ConstraintName == "workflows_pkey" || pg.ConstraintName == "jobs_pkey")))
 }
 
 // lastLine is the part of a many-line error that says why. pgx lists one line

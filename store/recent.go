@@ -27,7 +27,8 @@ import (
 // recentKept is how long the digests of a session that has ended are kept at
 // least, from when a call of Prune has found them to another. What a broker
 // delivers again only later, because it was away for so long, is taken for new.
-const recentKept = time.Hour - time.Minute // which the hours of a ticker never are
+// A minute less than the hour between two calls, so that the next call counts.
+const recentKept = time.Hour - time.Minute
 
 // leftovers knows since when which rows of recent_deliveries are there. The zero
 // value is ready.
@@ -37,7 +38,7 @@ type leftovers struct {
 }
 
 // old returns those of the rows found that were found recentKept ago already.
-func (l *leftovers) old(found []recentBatch, now time.Time) (old []recentBatch) {
+func (l *leftovers) old(found []recentBatch, now time.Time) (expired []recentBatch) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	since := make(map[recentBatch]time.Time, len(found))
@@ -48,23 +49,22 @@ func (l *leftovers) old(found []recentBatch, now time.Time) (old []recentBatch) 
 		}
 		since[row] = first
 		if now.Sub(first) >= recentKept {
-			old = append(old, row)
+			expired = append(expired, row)
 		}
 	}
 	l.since = since
-	return old
+	return expired
 }
 
 // sqlForgetSettled forgets the batches of a session whose acknowledgements the
-// broker has, but for those of the last seconds. It waits for nobody: a row from
-// which another session takes something is left to the next time.
-const sqlForgetSettled = `
+// broker has. It waits for nobody: a row from which another session takes
+// something is left to the next time, and sqlLeftSettled knows of it.
+const (
+	sqlForgetSettled = `
 DELETE FROM recent_deliveries WHERE session = $1 AND batch = ANY (ARRAY(
-    SELECT batch FROM recent_deliveries WHERE session = $1 AND batch <= $2 AND at < now() - interval '2 seconds' FOR UPDATE SKIP LOCKED))`
-
-// forgetAfter is when a settled row is surely gone by sqlForgetSettled: its two
-// seconds, and one for clocks that do not go alike.
-const forgetAfter = 3 * time.Second
+    SELECT batch FROM recent_deliveries WHERE session = $1 AND batch <= $2 FOR UPDATE SKIP LOCKED))`
+	sqlLeftSettled = `SELECT EXISTS (SELECT FROM recent_deliveries WHERE session = $1 AND batch <= $2)`
+)
 
 // recentSessions knows which sessions may have rows in recent_deliveries, so that
 // the others are spared the statement that forgets them. The zero value is ready.
@@ -100,11 +100,11 @@ func (r *recentSessions) may(session uuid.UUID) bool {
 	return ok
 }
 
-// forgot notes that a transaction, begun at began, has forgotten what was settled.
-func (r *recentSessions) forgot(session uuid.UUID, settled int64, began time.Time) {
+// forgot notes that all rows of what was settled are gone.
+func (r *recentSessions) forgot(session uuid.UUID, settled int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if row, ok := r.last[session]; ok && row.batch <= settled && began.Sub(row.at) >= forgetAfter {
+	if row, ok := r.last[session]; ok && row.batch <= settled {
 		delete(r.last, session)
 	}
 }
@@ -188,5 +188,11 @@ func (a *application) writeRecent(q *pgx.Batch) {
 	}
 	if a.forgets = a.batch.Settled > 0 && a.db.recent.may(a.batch.Session); a.forgets {
 		q.Queue(sqlForgetSettled, a.batch.Session, a.batch.Settled)
+		q.Queue(sqlLeftSettled, a.batch.Session, a.batch.Settled).QueryRow(func(row pgx.Row) error {
+			var left bool
+			err := row.Scan(&left)
+			a.forgets = !left
+			return err
+		})
 	}
 }

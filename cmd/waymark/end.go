@@ -110,17 +110,20 @@ func endMessages(ctx context.Context, db *store.DB, run *workflow.Details, statu
 		for _, j := range page.Items {
 			m.Jobs = append(m.Jobs, workflow.JobReport{ID: j.ID, Attempt: j.Attempt, Status: workflow.JobStopped, FinishedAt: now, Diagnostics: reason})
 		}
-		ended += len(m.Jobs)
-		if filter.Cursor = page.Next; page.Next != "" {
+		if len(m.Jobs) > 0 {
 			if err := publish(m); err != nil {
 				return ended, err
 			}
-			continue
+			ended += len(m.Jobs)
 		}
-		m.Status, m.Logs = status, reason+"\n"
-		m.Progress.EngineSpecific = withReason(run.EngineSpecific, reason)
-		return ended, publish(m)
+		if filter.Cursor = page.Next; page.Next == "" {
+			break
+		}
 	}
+	// A message of its own, as the document may be as large as a message can be.
+	m := &workflow.StatusMessage{WorkflowID: run.ID, Attempt: run.Attempt, Status: status, EventTime: now, Engine: run.Engine, Logs: reason + "\n"}
+	m.Progress.EngineSpecific = withReason(run.EngineSpecific, reason)
+	return ended, publish(m)
 }
 
 // withReason is what an engine said of itself and, as adapters say it, why the

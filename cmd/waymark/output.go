@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -278,7 +279,7 @@ func (o *output) tableOrCards(columns []column, rows [][]string) error {
 		if n > 0 {
 			b.WriteString("\n")
 		}
-		fmt.Fprintln(&b, o.bold(row[0]))
+		fmt.Fprintln(&b, o.bold(cmp.Or(row[0], "-")))
 		for i, cell := range row[1:] {
 			c := columns[i+1]
 			if cell == "" {

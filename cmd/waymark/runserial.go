@@ -105,9 +105,10 @@ func (a *app) runSerial(cmd *cobra.Command, f *serialFlags) error {
 	w, unusable := serial.Load(f.file, serial.Overrides{Parameters: parameters, Options: options})
 	if unusable != nil {
 		unusable = &exitError{code: exitUsage, err: unusable}
-		// What was typed wrongly is put right at once, and begins no run.
+		// What was typed wrongly is put right at once, and begins no run; nor is a
+		// run that is there already to be told anew, as failed.
 		_, typed := errors.AsType[*serial.OverrideError](unusable)
-		if nameless := id == uuid.Nil && f.resume; typed || nameless || c.Broker.URL == "" {
+		if typed || f.resume || c.Broker.URL == "" {
 			return unusable
 		}
 	}

@@ -362,9 +362,12 @@ func (b *bus) end(at time.Time, to engines.Story) (reason string) {
 			continue
 		}
 		if failed++; failed == 1 {
-			why := fmt.Sprintf("exit code %d", j.exit)
-			if len(j.why) > 0 {
+			why := "Toil gave it up"
+			switch {
+			case len(j.why) > 0:
 				why = oneLine(strings.Join(j.why, "; "))
+			case j.exit != 0:
+				why = fmt.Sprintf("exit code %d", j.exit)
 			}
 			reason = fmt.Sprintf("job %s failed: %s", j.label(), why)
 		}
@@ -410,9 +413,11 @@ func follow(path string) engines.Source {
 		for last := false; ; {
 			pass()
 			if err := read(path, &file, &from, &lines); err != nil {
+				pass()
 				return fmt.Errorf("reading Toil's messages: %w", err)
 			}
 			if last {
+				<-poll.C
 				pass()
 				return nil // half a line at the end is none
 			}

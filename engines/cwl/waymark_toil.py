@@ -5,7 +5,8 @@ tells when the body of a CWLJob begins and how it ends, and of what cwltool logs
 which job it is about, with what the job wrote to its standard error. Toil's bus
 knows nothing of jobs that a worker chains to others, nor of commands.
 
-Toil's code runs as it is, with no frame of ours in it: tracebacks are the same.
+Toil's code runs as it is; the body of a job has no frame of ours, so that its
+tracebacks are the same.
 """
 import json
 import logging

@@ -122,7 +122,10 @@ func (r *Run) SuperviseUntil(t testing.TB, s engines.Supervision, what string, i
 		defer close(ended)
 		out, err = engines.Supervise(ctx, s)
 	}()
-	defer stop(nil) // also if the wait below fails the test
+	defer func() { // also if the wait below fails the test
+		stop(nil)
+		<-ended
+	}()
 	v, wanted := r.until(t, what, is, ended)
 	if wanted {
 		act(stop)

@@ -423,6 +423,21 @@ func TestUntil(t *testing.T) {
 	}
 }
 
+// A rule without a command that touches its output is a job; one that gathers
+// is none.
+func TestRuleWithoutCommand(t *testing.T) {
+	l := newLive(t, `
+rule all:
+    input: expand("{i}.done", i=["a", "b"])
+rule mark:
+    output: touch("{i}.done")
+`, "--cores", "1", "--quiet")
+	v := l.want(l.watch(t.Context()), workflow.StatusFinished, 0, 2, 2, 0, 0)
+	if _, ok := v.ByName["mark:i=a"]; !ok {
+		t.Errorf("the jobs are %v, want mark of a and b", v.ByName)
+	}
+}
+
 // TestNothingToBeDone has a graph without any job.
 func TestNothingToBeDone(t *testing.T) {
 	l := newLive(t, two, "-j1", "b.txt")

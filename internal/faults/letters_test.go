@@ -117,7 +117,7 @@ func (w *site) letterBodies() map[string]bool {
 
 const edited = "edited line\n"
 
-// edited makes w expect that a dead letter is put right: another line of a run.
+// toEdit has w expect that a dead letter is put right: another line of a run.
 // It returns the letter's id and a file with the new body.
 func (w *site) toEdit() (id, file string) {
 	w.Helper()
@@ -196,8 +196,9 @@ func (w *site) lettersOf(id string) (n int) {
 func killedInTheEditor(w *site) {
 	w.applied()
 	id, file := w.toEdit()
+	// A person writes for as long as the file is there.
 	open := filepath.Join(w.TempDir(), "open")
-	p := w.waymark([]string{"EDITOR=touch " + open + "; sleep 2; :", "TMPDIR=" + w.TempDir()}, "dead-letters", "edit", id)
+	p := w.waymark([]string{"EDITOR=touch " + open + "; while [ -e " + open + " ]; do sleep 0.1; done; :", "TMPDIR=" + w.TempDir()}, "dead-letters", "edit", id)
 	servicetest.Eventually(w, patience, "the editor is open", func() error {
 		select {
 		case <-p.done:
@@ -213,5 +214,7 @@ func killedInTheEditor(w *site) {
 	w.awaitLook()
 	p.signal(w, syscall.SIGKILL)
 	w.mended = time.Now()
+	w.must(os.Remove(open))
+	p.awaitKilled(w)
 	w.editAgain(id, []string{"dead-letters", "edit", id, "--file", file})
 }

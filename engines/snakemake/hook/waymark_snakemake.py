@@ -391,11 +391,11 @@ class Report:
             except Exception:  # the jobs are worth more
                 pass
         else:
-            rec["norun"] = sum(1 for j in jobs if getattr(j.rule, "norun", False))
+            rec["norun"] = sum(1 for j in jobs if _idle(j))
         self.send(level="x_dag", **rec)
 
     def _node(self, jobid, job):
-        node = {"jobid": jobid, "name": job.rule.name, "wildcards": _plain(job.wildcards_dict), "norun": bool(getattr(job.rule, "norun", False))}
+        node = {"jobid": jobid, "name": job.rule.name, "wildcards": _plain(job.wildcards_dict), "norun": _idle(job)}
         if getattr(job.rule, "is_checkpoint", False):
             node["checkpoint"] = True
         for kind in ("script", "notebook", "wrapper", "cwl"):
@@ -463,6 +463,11 @@ def _depth():
         n += frame.f_code.co_name == "execute" and frame.f_globals.get("__name__") == "snakemake.workflow"
         frame = frame.f_back
     return n
+
+
+def _idle(job):
+    """Whether a job runs nothing and makes nothing, such as that of rule all; one without a command may touch its output."""
+    return bool(getattr(job.rule, "norun", False)) and not list(getattr(job, "output", None) or ())
 
 
 def _members(job):
