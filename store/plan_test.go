@@ -5,22 +5,12 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
-
-	"waymark/internal/servicetest"
 )
 
 // What people ask for most is found by an index, however many runs there are.
 func TestQueriesFindTheirIndex(t *testing.T) {
 	t.Parallel()
-	d := servicetest.Database(t)
-	db, err := Open(t.Context(), Config{URL: d.URL, Schema: d.Schema})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { db.Close() })
-	if _, err := db.Migrate(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	db := migrated(t)
 	for name, test := range map[string]struct {
 		query string
 		want  []string
@@ -73,15 +63,7 @@ func TestQueriesFindTheirIndex(t *testing.T) {
 // large table that is most of the cost.
 func TestUpdatesGoToTheRow(t *testing.T) {
 	t.Parallel()
-	d := servicetest.Database(t)
-	db, err := Open(t.Context(), Config{URL: d.URL, Schema: d.Schema})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { db.Close() })
-	if _, err := db.Migrate(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	db := migrated(t)
 	for name, statement := range map[string]string{"jobs": sqlUpdateJobs, "runs": sqlUpdateRuns} {
 		t.Run(name, func(t *testing.T) {
 			err := withPgx(t.Context(), db.applies, func(conn *pgx.Conn) error {
