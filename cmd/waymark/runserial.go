@@ -45,7 +45,8 @@ copied there from beside it. Their output goes to files in the workspace and,
 the end of it, to the database; with --quiet it is not shown here.
 
 A file that is not there, or cannot be used, is a run that failed: it is reported,
-with the reason. What is typed wrongly begins none.
+with the reason, if there is a broker. What is typed wrongly begins none, nor does
+--resume with such a file.
 
 Reporting never harms the run: while the broker is away the run goes on, and how
 it ended is tried to be delivered for --final-timeout. What is not confirmed by
