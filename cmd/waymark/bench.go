@@ -395,7 +395,7 @@ func (a *app) benchReportCommand() *cobra.Command {
 		Use:   "report",
 		Short: "Run every benchmark and write a page beside the goals",
 		Long: `Run every benchmark and write what they found, beside Waymark's goals, as a
-Markdown page, or all values with --json. It takes some eight minutes on two cores,
+Markdown page, or all values with --json. It takes some nine minutes on two cores,
 which should have nothing else to do.`,
 		Example: `  waymark dev --servers-only -- waymark bench report
   waymark bench report --messages 2000 --runs 1 --duration 1s --workflows 1000`,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"waymark/consumer"
@@ -24,8 +25,8 @@ func CaseConsumers(n int) string {
 
 // EndToEnd measures from a prefilled queue to committed rows: delivery,
 // decoding, validation, folding and the transaction, all at once. In every run
-// each number of consumers empties a queue of its own, and one more queue is
-// drained raw; all were filled alike.
+// each number of consumers empties a queue of its own, each in its turn first,
+// and one more queue is drained raw; all were filled alike.
 //
 // With serve a "waymark serve" process does it as well: see [Bench.serve].
 func (b *Bench) EndToEnd(ctx context.Context, l Load, consumers []int, serve bool) (*Result, error) {
@@ -72,7 +73,13 @@ func (b *Bench) endToEnd(ctx context.Context, p *place, r *Result, l Load, consu
 			return err
 		}
 		raw.add("body", "B", size)
-		for _, n := range consumers {
+		// Each case comes first, second and so on in turn: tables that grow, and
+		// checkpoints that come due, are not always the same one's.
+		first := 0
+		if len(consumers) > 0 {
+			first = run % len(consumers)
+		}
+		for _, n := range slices.Concat(consumers[first:], consumers[:first]) {
 			b.progress("end-to-end: run %d of %d, %s", run+1, l.Runs, CaseConsumers(n))
 			c := r.of(CaseConsumers(n))
 			if err := b.consumeOnce(ctx, p, c, db, l, n); err != nil {
@@ -80,8 +87,10 @@ func (b *Bench) endToEnd(ctx context.Context, p *place, r *Result, l Load, consu
 			}
 			sent += int64(l.WarmUp + l.Messages + b.tail(n))
 			c.addRatio("of the raw drain", "rate", raw)
-			if n != consumers[0] {
-				c.addRatio("of "+CaseConsumers(consumers[0]), "rate", r.of(CaseConsumers(consumers[0])))
+		}
+		for i, n := range consumers {
+			if i > 0 {
+				r.of(CaseConsumers(n)).addRatio("of "+CaseConsumers(consumers[0]), "rate", r.of(CaseConsumers(consumers[0])))
 			}
 		}
 		if serve {

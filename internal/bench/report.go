@@ -11,7 +11,7 @@ import (
 )
 
 // ReportLoad scales a Report. Zero fields mean their defaults, with which it
-// takes some eight minutes on two cores.
+// takes some nine minutes on two cores.
 type ReportLoad struct {
 	// Messages of a run. Default 20,000.
 	Messages int
@@ -117,7 +117,7 @@ func (b *Bench) Report(ctx context.Context, l ReportLoad) (*Report, error) {
 	// Longer, as four consumers come later to their stride than one: each connects,
 	// fills its prefetch and prepares its statements.
 	long := load
-	long.Messages, long.WarmUp = 5*load.Messages, 4*load.WarmUp
+	long.Messages, long.WarmUp = 15*load.Messages/2, 4*load.WarmUp
 	large, err := run(reana.EndToEnd(ctx, long, []int{1, 2, 4}, false))
 	if err != nil {
 		return nil, err

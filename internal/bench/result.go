@@ -97,8 +97,8 @@ func (c *Case) add(name, unit string, value float64) {
 }
 
 // addRatio enters, for the last run of both cases, a value of c divided by that
-// of other: the two ran one after the other, so what slowed one down did so to
-// the other.
+// of other: the two ran shortly after each other, so what slowed one down did so
+// to the other.
 func (c *Case) addRatio(name string, metric string, other *Case) {
 	mine, theirs := c.Metric(metric), other.Metric(metric)
 	if mine == nil || theirs == nil {
