@@ -3,6 +3,7 @@ package store_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -250,6 +251,67 @@ func TestPagesOfLargeLogs(t *testing.T) {
 		}
 		if pages < 4 {
 			t.Errorf("%s: 18 MiB came on %d pages, want 4 at least", name, pages)
+		}
+	}
+}
+
+// Of two attempts of a run that write at once each has a log of its own, whole on
+// whatever pages; what was cut is said in both.
+func TestLogsOfAnAttempt(t *testing.T) {
+	t.Parallel()
+	db := open(t, func(c *store.Config) { c.MaxRunLogBytes = 4000 })
+	a, id := newApplier(db), uuid.New()
+	attempts := []int{1, 2, 2, 1, 1, 1, 1, 2, 1, 1, 1, 1, 1, 1}
+	want := make(map[int][]string)
+	for i, attempt := range attempts {
+		word := fmt.Sprintf("%02d", i)
+		job := workflow.JobReport{ID: fmt.Sprint("job", i%2), Logs: word}
+		a.apply(t, status(workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusRunning, Attempt: attempt, EventTime: at(i), Jobs: []workflow.JobReport{job}}))
+		want[attempt] = append(want[attempt], word)
+		want[0] = append(want[0], word)
+	}
+	read := func(f workflow.LogFilter) (words []string) {
+		t.Helper()
+		for {
+			page, err := db.Logs(t.Context(), id, f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var these []string
+			for _, e := range page.Items {
+				if e.Cut > 0 {
+					e.Text = "cut"
+				}
+				these = append(these, e.Text)
+			}
+			if f.Tail > 0 {
+				words = append(these, words...)
+			} else {
+				words = append(words, these...)
+			}
+			if f.Cursor = page.Next; page.Next == "" {
+				return words
+			}
+		}
+	}
+	for attempt := range 4 {
+		for name, f := range map[string]workflow.LogFilter{"whole": {}, "two a page": {Limit: 2}, "tail": {Tail: 1}, "tail of three": {Tail: 3}} {
+			f.AllJobs, f.RunAttempt = true, attempt
+			if d := cmp.Diff(want[attempt], read(f)); d != "" {
+				t.Errorf("attempt %d, %s (-want, +got):\n%s", attempt, name, d)
+			}
+		}
+	}
+	if d := cmp.Diff([]string{"02"}, read(workflow.LogFilter{JobID: "job0", RunAttempt: 2})); d != "" {
+		t.Errorf("of one job in the second attempt (-want, +got):\n%s", d)
+	}
+
+	for i := range 60 {
+		a.apply(t, status(workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusRunning, Attempt: 1, EventTime: at(100 + i), Logs: fmt.Sprintf("%02d%98s", i, "")}))
+	}
+	for attempt := 1; attempt <= 2; attempt++ {
+		if got := read(workflow.LogFilter{AllJobs: true, RunAttempt: attempt}); !slices.Contains(got, "cut") {
+			t.Errorf("nothing tells that some was cut in the log of attempt %d: %q", attempt, got)
 		}
 	}
 }

@@ -334,6 +334,9 @@ func (db *DB) Logs(ctx context.Context, id uuid.UUID, f workflow.LogFilter) (wor
 	if !f.AllJobs {
 		where += " AND job_id = @job"
 	}
+	if f.RunAttempt != 0 {
+		where += " AND attempt = @attempt"
+	}
 	var from, to *workflow.LogEntry // what the page lies between, if there is anything
 	var c logCursor
 	if f.Cursor != "" {
@@ -353,7 +356,7 @@ func (db *DB) Logs(ctx context.Context, id uuid.UUID, f workflow.LogFilter) (wor
 	}
 	page.AsOf = db.now()
 	err = db.gorm.WithContext(ctx).Raw(fmt.Sprintf(logPage, where, direction), map[string]any{
-		"id": id, "job": f.JobID, "at": c.At, "seq": c.Seq, "limit": int64(limit), "bytes": logPageBytes}).Scan(&rows).Error
+		"id": id, "job": f.JobID, "attempt": f.RunAttempt, "at": c.At, "seq": c.Seq, "limit": int64(limit), "bytes": logPageBytes}).Scan(&rows).Error
 	if err != nil {
 		return page, fmt.Errorf("reading the logs of %s: %w", id, translate(err))
 	}

@@ -113,7 +113,6 @@ func TestWorkflows(t *testing.T) {
 	}
 }
 
-// Pages neither skip nor repeat a row while others come and change.
 // A page is at least as fresh as it says: what was committed before is on it.
 func TestPageIsAsFreshAsItSays(t *testing.T) {
 	t.Parallel()
@@ -142,6 +141,7 @@ func TestPageIsAsFreshAsItSays(t *testing.T) {
 	}
 }
 
+// Pages neither skip nor repeat a row while others come and change.
 func TestPages(t *testing.T) {
 	t.Parallel()
 	db := open(t, func(c *store.Config) { c.Now = ticking() })

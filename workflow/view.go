@@ -115,6 +115,9 @@ type LogFilter struct {
 	// jobs. With neither it is the log of the run alone.
 	JobID   string
 	AllJobs bool
+	// RunAttempt chooses what was written in this attempt of the run. 0 means all.
+	// Marks of what was cut come with every attempt: they are of none.
+	RunAttempt int
 	// Tail chooses the last chunks, at most this many on a page, and makes pages
 	// go from the end of the log to its beginning. 0 means from the beginning.
 	Tail int

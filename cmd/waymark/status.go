@@ -101,11 +101,10 @@ func failures(ctx context.Context, db *store.DB, id uuid.UUID, attempt int) (lis
 	for i := range page.Items {
 		job := &page.Items[i]
 		var text strings.Builder
-		err := eachOfTail(ctx, db, id, workflow.LogFilter{JobID: job.ID}, shownLogLines, func(chunks []workflow.LogEntry) error {
+		// What it wrote in another attempt is no reason.
+		err := eachOfTail(ctx, db, id, workflow.LogFilter{JobID: job.ID, RunAttempt: attempt}, shownLogLines, func(chunks []workflow.LogEntry) error {
 			for i := range chunks {
-				if chunks[i].Attempt == attempt { // what it wrote in another is no reason
-					text.WriteString(wholeLines(chunks[i].Text))
-				}
+				text.WriteString(wholeLines(chunks[i].Text))
 			}
 			return nil
 		})

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 
 	"waymark/store"
@@ -70,5 +72,35 @@ func TestStatusShowsTheLogOfTheAttempt(t *testing.T) {
 	card := a.run(t, "status", id.String()).want(t, exitOK).stdout
 	if strings.Contains(card, "the first time") || !strings.Contains(card, "  failed  fit, exit code 3\n    | the second time\n") {
 		t.Errorf("the card of a job that failed in two attempts:\n%s", card)
+	}
+}
+
+// The worker of an attempt that was given up may write for a long time yet: its
+// lines, however late and many, keep none of this attempt's from the card.
+func TestStatusShowsTheLogOfTheAttemptBesideALateOne(t *testing.T) {
+	t.Parallel()
+	a := newApplied(t)
+	id := uuid.New()
+	say := func(attempt, second int, line string) {
+		a.say(t, workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusRunning, Attempt: attempt, EventTime: time.Unix(int64(second), 0),
+			Jobs: []workflow.JobReport{{ID: "fit", Status: workflow.JobFailed, Logs: line}}})
+	}
+	var want []string
+	for second := range 2 * shownLogLines {
+		say(2, second, fmt.Sprintf("this time, %d", second))
+		want = append(want, fmt.Sprintf("this time, %d", second))
+		for range second / shownLogLines { // none beside the first, one beside each of the last
+			say(1, second, "the time before")
+		}
+	}
+	for second := range 3 * shownLogLines {
+		say(1, 1000+second, "the time before")
+	}
+	var got statusAnswer
+	if a.json(t, &got, "status", id.String()); len(got.Failed) != 1 {
+		t.Fatalf("status: %+v, want one failed job", got)
+	}
+	if d := cmp.Diff(want[shownLogLines:], got.Failed[0].LastLogLines); d != "" {
+		t.Errorf("the last lines of the attempt (-want, +got):\n%s", d)
 	}
 }
