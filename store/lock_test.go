@@ -2,12 +2,14 @@ package store_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
-	"slices"
+	"fmt"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 
 	"waymark/internal/servicetest"
@@ -52,6 +54,20 @@ func TestManyRunsAtOnce(t *testing.T) {
 	}
 }
 
+// wantWaiting waits until somebody waits for the transaction of the server
+// process pid.
+func wantWaiting(t *testing.T, conn *sql.DB, pid int) {
+	t.Helper()
+	servicetest.Eventually(t, time.Minute, "the batch waits for the other's row", func() error {
+		var n int
+		err := conn.QueryRow(`SELECT count(*) FROM pg_stat_activity WHERE $1 = ANY (pg_blocking_pids(pid))`, pid).Scan(&n)
+		if err == nil && n == 0 {
+			err = errors.New("nobody waits")
+		}
+		return err
+	})
+}
+
 // A run that somebody has made meanwhile who locks no runs is no reason to
 // refuse the messages of it.
 func TestRunMadeByAnother(t *testing.T) {
@@ -77,14 +93,7 @@ func TestRunMadeByAnother(t *testing.T) {
 		_, err := a.db.Apply(t.Context(), a.batch(trace(id)...))
 		answered <- err
 	}()
-	servicetest.Eventually(t, time.Minute, "the batch waits for the other's row", func() error {
-		var n int
-		err := conn.QueryRow(`SELECT count(*) FROM pg_stat_activity WHERE $1 = ANY (pg_blocking_pids(pid))`, pid).Scan(&n)
-		if err == nil && n == 0 {
-			err = errors.New("nobody waits")
-		}
-		return err
-	})
+	wantWaiting(t, conn, pid)
 	if err := other.Commit(); err != nil {
 		t.Fatal(err)
 	}
@@ -96,8 +105,10 @@ func TestRunMadeByAnother(t *testing.T) {
 	}
 }
 
-// What somebody who locks no runs does to rows that a batch has loaded is not
-// taken for the batch's: it is folded anew.
+// What somebody who locks no runs does to rows between the loading and the writing
+// of a batch is not undone by it: the batch is folded anew, and the rows are those
+// of one after the other. That is so whether the other has ended when the batch
+// writes, or the batch waits for it; and for jobs that are inserted, and copied.
 func TestRowsChangedByAnother(t *testing.T) {
 	t.Parallel()
 	d := servicetest.Database(t)
@@ -105,46 +116,101 @@ func TestRowsChangedByAnother(t *testing.T) {
 	if _, err := a.db.Migrate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	for name, statement := range map[string]string{
-		"a run, changed":  `UPDATE workflows SET planned = 77 WHERE id = $1`,
-		"a job, changed":  `UPDATE jobs SET command = 'true' WHERE workflow_id = $1`,
-		"a run, replaced": `WITH w AS (DELETE FROM workflows WHERE id = $1 RETURNING *) INSERT INTO workflows SELECT * FROM w`,
+	conn := raw(t, d)
+	for name, other := range map[string]struct {
+		statement string
+		folded    int
+	}{
+		"a run, changed":  {`UPDATE workflows SET planned = 777 WHERE id = $1`, 2},
+		"a run, replaced": {`WITH w AS (DELETE FROM workflows WHERE id = $1 RETURNING *) INSERT INTO workflows SELECT * FROM w`, 2},
+		"a run, locked":   {`SELECT FROM workflows WHERE id = $1 FOR UPDATE`, 1},
+		"a job, changed":  {`UPDATE jobs SET command = 'true' WHERE workflow_id = $1 AND job_id = 'old'`, 2},
+		"a job, replaced": {`WITH j AS (DELETE FROM jobs WHERE workflow_id = $1 AND job_id = 'old' RETURNING *) INSERT INTO jobs SELECT * FROM j`, 2},
+		"a job, made": {`WITH j AS (INSERT INTO jobs (workflow_id, job_id, run_attempt, attempt, status, cached, started_at, command)
+				VALUES ($1, 'new-0', 1, 1, 2, false, '2026-03-04T12:00:01Z', 'true'))
+			UPDATE workflows SET jobs_running = jobs_running + 1 WHERE id = $1`, 2},
 	} {
-		t.Run(name, func(t *testing.T) {
-			id := uuid.New()
-			step := func(p workflow.Progress, second int) workflow.Delivery {
-				return status(workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusRunning, EventTime: at(second), Progress: p})
+		for news, n := range map[string]int{"inserted": 1, "copied": 100} {
+			var jobs []string
+			for i := range n {
+				jobs = append(jobs, fmt.Sprintf("new-%d", i))
 			}
-			if _, err := a.db.Apply(t.Context(), a.batch(step(workflow.Progress{Running: workflow.JobIDs("j")}, 1))); err != nil {
-				t.Fatal(err)
+			first := func(id uuid.UUID) workflow.Delivery {
+				return status(workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusRunning, EventTime: at(1), Progress: workflow.Progress{Running: workflow.JobIDs("old")}})
 			}
-			last := step(workflow.Progress{Finished: workflow.JobIDs("j")}, 2)
-			last.MessageID, last.Digest = "", uuid.New() // so that the session is asked for, between loading and writing
-			b := a.batch(last)
-			tries := 0
-			b.Held = func(ctx context.Context) error {
-				if tries++; tries > 1 {
-					return nil
-				}
-				_, err := raw(t, d).ExecContext(ctx, statement, id)
-				return err
+			// Without an id, so that the session is asked for between loading and writing.
+			last := func(id uuid.UUID) workflow.Delivery {
+				return workflow.Delivery{Digest: uuid.New(), Status: &workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusRunning, EventTime: at(2), Logs: "once",
+					Progress: workflow.Progress{Finished: workflow.JobIDs("old"), Running: workflow.JobIDs(jobs...)}}}
 			}
-			if outcomes, err := a.db.Apply(t.Context(), b); err != nil || !slices.Equal(outcomes, []workflow.Outcome{workflow.Applied}) {
-				t.Fatalf("applied: %v, %v", outcomes, err)
+			reference := uuid.New()
+			a.apply(t, first(reference))
+			execute(t, conn, other.statement, reference)
+			a.apply(t, last(reference))
+			want := read(t, a.db, reference)
+
+			for when, waited := range map[string]bool{"before": false, "while it waits": true} {
+				t.Run(name+", "+news+", "+when, func(t *testing.T) {
+					id := uuid.New()
+					a.apply(t, first(id))
+					tx, err := conn.BeginTx(t.Context(), nil)
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer tx.Rollback()
+					folded, loaded, goOn := 0, make(chan struct{}), make(chan struct{})
+					b := a.batch(last(id))
+					b.Held = func(context.Context) error {
+						if folded++; folded == 1 {
+							close(loaded)
+							<-goOn
+						}
+						return nil
+					}
+					type answer struct {
+						outcomes []workflow.Outcome
+						err      error
+					}
+					answered := make(chan answer, 1)
+					go func() {
+						outcomes, err := a.db.Apply(t.Context(), b)
+						answered <- answer{outcomes, err}
+					}()
+					select {
+					case <-loaded:
+					case got := <-answered:
+						t.Fatalf("the batch ended before it was asked whether it is held: %v, %v", got.outcomes, got.err)
+					}
+					var pid int
+					_, err = tx.Exec(other.statement, id)
+					if err == nil {
+						err = tx.QueryRow(`SELECT pg_backend_pid()`).Scan(&pid)
+					}
+					if err == nil && !waited {
+						err = tx.Commit()
+					}
+					close(goOn)
+					if err == nil && waited {
+						wantWaiting(t, conn, pid)
+						err = tx.Commit()
+					}
+					if err != nil {
+						t.Fatal(err)
+					}
+					got := <-answered
+					if got.err != nil {
+						t.Fatal(got.err)
+					}
+					wantOutcomes(t, got.outcomes, workflow.Applied)
+					if folded != other.folded {
+						t.Errorf("the batch was folded %d times, want %d", folded, other.folded)
+					}
+					if d := cmp.Diff(want, read(t, a.db, id), ignoreArrival); d != "" {
+						t.Errorf("rows (-one after the other, +at once):\n%s", d)
+					}
+				})
 			}
-			if tries != 2 {
-				t.Errorf("the batch was folded %d times, want 2", tries)
-			}
-			var planned, running, finished int
-			var command string
-			if err := raw(t, d).QueryRow(`SELECT planned, jobs_running, jobs_finished, command FROM workflows JOIN jobs ON workflow_id = id WHERE id = $1`, id).Scan(
-				&planned, &running, &finished, &command); err != nil {
-				t.Fatal(err)
-			}
-			if running != 0 || finished != 1 || (planned == 77) != (name == "a run, changed") || (command == "true") != (name == "a job, changed") {
-				t.Errorf("planned %d, running %d, finished %d, command %q", planned, running, finished, command)
-			}
-		})
+		}
 	}
 }
 
