@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"os"
 	"os/exec"
@@ -17,6 +18,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"waymark/internal/servicetest"
+	"waymark/workflow"
 )
 
 // answers asks /readyz until it tells what is wanted of broker and database. No
@@ -127,29 +129,102 @@ func TestReadyUnderAnAlarm(t *testing.T) {
 	answers(t, url, "the alarm is over", true, true)
 }
 
+// Who watches sees how many runs there are that have not ended, and for how long
+// nothing was heard of one, as long as the database can be asked.
+func TestActiveRunsAreTold(t *testing.T) {
+	t.Parallel()
+	database := servicetest.Postgres(t)
+	s := newSite(t)
+	s.environment["WAYMARK_DATABASE_URL"] = database.URL()
+	_, url := serveProcess(t, s)
+	ch := s.channel(t)
+	began := time.Now()
+	for i, status := range []workflow.Status{workflow.StatusRunning, workflow.StatusRunning, workflow.StatusQueued, workflow.StatusFinished} {
+		id := uuid.New()
+		sendRaw(t, ch, s.status, uuid.NewString(), fmt.Appendf(nil, `{"workflow_uuid": %q, "status": %d, "logs": "run %d"}`, id, status, i))
+		s.awaitStatus(t, id.String(), status.String())
+	}
+	m := told(t, url)
+	for status, want := range map[string]float64{"running": 2, "queued": 1, "created": 0, "pending": 0} {
+		if got := m[`waymark_active_runs{status="`+status+`"}`]; got != want {
+			t.Errorf("%v runs are said to be %s, want %v", got, status, want)
+		}
+		silent, most := m[`waymark_longest_silent_run_seconds{status="`+status+`"}`], time.Since(began).Seconds()
+		if want == 0 {
+			most = 0
+		}
+		if silent < 0 || silent > most || (silent == 0) != (want == 0) {
+			t.Errorf("a run that is %s is said to be silent for %v s, want more than none and at most %v", status, silent, most)
+		}
+	}
+	if _, found := m[`waymark_active_runs{status="finished"}`]; found {
+		t.Error("runs that have ended are counted")
+	}
+
+	if err := database.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	servicetest.Eventually(t, patience, "no number is told that nobody knows", func() error {
+		m := told(t, url)
+		for _, name := range []string{"waymark_active_runs", "waymark_longest_silent_run_seconds"} {
+			for _, status := range []string{"running", "queued", "created", "pending"} {
+				if got, found := m[name+`{status="`+status+`"}`]; !found || !math.IsNaN(got) {
+					return fmt.Errorf("%s of %s is %v", name, status, got)
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// told returns the samples of /metrics, each by its name and labels.
+func told(t *testing.T, url string) map[string]float64 {
+	t.Helper()
+	samples := map[string]float64{}
+	for _, m := range exposition(t, url) {
+		samples[m.name+m.labels] = m.value
+	}
+	return samples
+}
+
 // scrape returns the samples of /metrics, summed over their labels.
 func scrape(t *testing.T, url string) map[string]float64 {
+	t.Helper()
+	sums := map[string]float64{}
+	for _, m := range exposition(t, url) {
+		sums[m.name] += m.value
+	}
+	return sums
+}
+
+// sample is a line of /metrics.
+type sample struct {
+	name, labels string
+	value        float64
+}
+
+var sampleLine = regexp.MustCompile(`^([a-z_]+)(\{.*\})? (\S+)\n$`)
+
+// exposition returns all that /metrics says.
+func exposition(t *testing.T, url string) (samples []sample) {
 	t.Helper()
 	code, body := httpGet(t, url+"/metrics")
 	if code != http.StatusOK {
 		t.Fatalf("/metrics says %d: %s", code, body)
 	}
-	sums := map[string]float64{}
 	for line := range strings.Lines(body) {
-		m := sample.FindStringSubmatch(line)
+		m := sampleLine.FindStringSubmatch(line)
 		if m == nil {
 			continue
 		}
-		value, err := strconv.ParseFloat(m[2], 64)
+		value, err := strconv.ParseFloat(m[3], 64)
 		if err != nil {
 			t.Fatalf("/metrics has the line %q: %v", line, err)
 		}
-		sums[m[1]] += value
+		samples = append(samples, sample{m[1], m[2], value})
 	}
-	return sums
+	return samples
 }
-
-var sample = regexp.MustCompile(`^([a-z_]+)(?:\{.*\})? (\S+)\n$`)
 
 // A database that is away costs no processor time, and is found soon after it
 // is back.

@@ -104,6 +104,8 @@ type server struct {
 	pinged time.Time // when health was found
 	health readiness
 	begun  bool // it was ready once
+
+	active activeCounts
 }
 
 var errStarting = errors.New("starting: the schema has not been looked at yet")
