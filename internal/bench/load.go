@@ -109,9 +109,10 @@ func parameters(sql string) int {
 }
 
 const (
+	// With OFFSET a column is computed once a run, not once for each of its jobs.
 	sqlRuns = `SELECT i, ` + sqlRunID + ` AS id, ` + sqlRunStatus + ` AS status, ` + sqlRunName + ` AS name, ` + sqlRunTime + ` AS at,
 		` + sqlRunOwner + ` AS owner, ` + sqlRunEngine + ` AS engine
-		FROM generate_series($1::bigint, $2::bigint) AS i`
+		FROM generate_series($1::bigint, $2::bigint) AS i OFFSET 0`
 
 	sqlLoadRuns = `
 INSERT INTO workflows (id, created_at, updated_at, last_event_at, revision, planned, jobs_running, jobs_finished, jobs_failed,
