@@ -498,9 +498,7 @@ func (a *application) writeSubmissions(q *pgx.Batch) {
 			return // its row has it all
 		}
 		known = append(known, id)
-		q.Queue(`UPDATE workflows SET owner = $2, name = $3, priority = $4, labels = $5, submitted_at = $6,
-			run_number = CASE WHEN owner = $2 AND name = $3 THEN run_number ELSE 0 END WHERE id = $1`,
-			id, sub.User, name, sub.Priority, labels, sub.EventTime)
+		q.Queue(sqlDescribeRun, id, sub.User, name, sub.Priority, labels, sub.EventTime)
 	})
 	if len(known) > 0 {
 		q.Queue(sqlNumberRuns, uuids(known))

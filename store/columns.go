@@ -20,7 +20,8 @@ import (
 // not moved as long as all who write hold the lock of the run; whether it has is
 // checked, by the number of rows and by its key, in words for which there is no
 // index that the planner might prefer. The place is compared twice: the first is
-// how the row is found, and that is not looked at again if the row was waited for.
+// how the row is found, and Postgres before its releases of November 2025 does not
+// look at that again if the row was waited for.
 
 const sqlLoadRuns = `
 SELECT id, attempt, planned, jobs_created, jobs_queued, jobs_running, jobs_finished, jobs_failed, jobs_stopped, jobs_cached,
@@ -342,12 +343,20 @@ ON CONFLICT (workflow_id) DO UPDATE SET attempt = excluded.attempt, retry_count 
     priority = excluded.priority, min_job_memory = excluded.min_job_memory, "user" = excluded."user", workflow = excluded.workflow,
     name = excluded.name, engine = excluded.engine, labels = excluded.labels, parameters = excluded.parameters, specification = excluded.specification`
 
-const sqlNumberRuns = `
+// A run that had a row before its submission is described by it, and numbered if
+// that changed its name.
+const (
+	sqlDescribeRun = `
+UPDATE workflows SET owner = $2, name = $3, priority = $4, labels = $5, submitted_at = $6,
+    run_number = CASE WHEN owner = $2 AND name = $3 THEN run_number ELSE 0 END
+WHERE id = $1`
+	sqlNumberRuns = `
 UPDATE workflows AS w SET run_number = n.base + n.ord
 FROM (SELECT s.id, row_number() OVER (PARTITION BY s.owner, s.name ORDER BY s.submitted_at, s.id) AS ord,
              (SELECT coalesce(max(x.run_number), 0) FROM workflows AS x WHERE x.owner = s.owner AND x.name = s.name AND x.run_number > 0) AS base
       FROM workflows AS s WHERE s.id = ANY($1) AND s.run_number = 0 AND s.name <> '') AS n
 WHERE w.id = n.id`
+)
 
 // The document of a higher attempt, or of a later time, or of two at once the
 // greater one is kept, as the fold has it: it does not load documents, which

@@ -63,18 +63,20 @@ func (a *application) writeLogs(q *pgx.Batch) {
 // large chunks push out very many small ones, the next batches go on.
 const mostCut = 5000
 
-// The last chunk always stays. What was cut before is passed over by its place
-// and not looked for again, as the index still holds it until the next vacuum.
+// The last chunk always stays. What was cut before is passed over by its number
+// and not looked for again, as the index still holds it until the next vacuum. What
+// is cut now is deleted where it was found: by its key, a plan that was made while
+// the table was small looks through all chunks of the run for each.
 const sqlCutLogs = `
 WITH before AS (
     SELECT coalesce(max(last_seq), 0) AS seq FROM log_cuts WHERE workflow_id = $1),
 oldest AS (
     SELECT c.*, sum(n) OVER (ORDER BY seq) AS through, lead(seq) OVER (ORDER BY seq) IS NOT NULL AS followed
-    FROM (SELECT seq, job_id, event_time, octet_length(body) AS n FROM log_chunks
+    FROM (SELECT ctid AS row, seq, octet_length(body) AS n FROM log_chunks
           WHERE workflow_id = $1 AND beyond AND seq > (SELECT seq FROM before) ORDER BY seq LIMIT $3) AS c),
 gone AS (
     DELETE FROM log_chunks AS l USING oldest AS o
-    WHERE l.workflow_id = $1 AND l.job_id = o.job_id AND l.event_time = o.event_time AND l.seq = o.seq AND o.through - o.n < $2 AND o.followed
+    WHERE l.ctid = o.row AND o.through - o.n < $2 AND o.followed
     RETURNING l.seq, l.job_id, l.event_time, o.n),
 noted AS (
     INSERT INTO log_cuts AS c (workflow_id, job_id, bytes, chunks, first_at, first_seq, last_seq)
