@@ -218,8 +218,8 @@ var errNotHeld = errors.New("the session with the broker does not answer")
 // holds its locks.
 const heldTimeout = 5 * time.Second
 
-// held asks the broker whether the session is alive: deliveries go to others only after its channel has ended, and then
-// it does not answer.
+// held asks the broker whether the session is alive: deliveries go to others only
+// after its channel has ended, and then it does not answer.
 func (c *Consumer) held(s *session) func(context.Context) error {
 	return func(context.Context) error {
 		// The library's calls have no context; the end of ctx, too, closes the

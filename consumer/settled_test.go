@@ -1,8 +1,15 @@
 package consumer
 
 import (
+	"fmt"
 	"testing"
 	"time"
+
+	"github.com/google/uuid"
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"waymark/internal/servicetest"
+	"waymark/store"
 )
 
 func TestSettled(t *testing.T) {
@@ -53,4 +60,56 @@ func TestSettledKeepsLittle(t *testing.T) {
 				n, behind, most, len(s.heard), kept)
 		}
 	}
+}
+
+// TestSettledWhileIdle: nothing but the batch itself is in the queue, and its
+// messages have ids, so that nobody asks the broker on its account. What is
+// acknowledged is settled all the same, once the broker was asked in passing.
+func TestSettledWhileIdle(t *testing.T) {
+	t.Parallel()
+	queue, _ := servicetest.Queues(t)
+	d := servicetest.Database(t)
+	db, err := store.Open(t.Context(), store.Config{URL: d.URL, Schema: d.Schema})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c, err := New(Config{URL: servicetest.AMQP(t), Queue: queue, Store: db})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, deliveries, err := c.open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.background.Wait()
+	defer s.farewell()
+
+	body := fmt.Appendf(nil, `{"workflow_uuid": %q, "status": 1}`, uuid.New())
+	if err := s.ch.Publish("", queue, true, false, amqp.Publishing{MessageId: uuid.NewString(), Body: body}); err != nil {
+		t.Fatal(err)
+	}
+	var b batch
+	select {
+	case delivery := <-deliveries:
+		c.decode(&b, []amqp.Delivery{delivery})
+	case <-time.After(30 * time.Second):
+		t.Fatal("the message does not come within 30 s")
+	}
+	if err := c.process(t.Context(), s, &b); err != nil {
+		t.Fatal(err)
+	}
+	if last := s.settled.last(time.Now()); last != 0 || !s.settled.unheard() {
+		t.Errorf("batch %d is settled as soon as it is acknowledged, though nobody has asked the broker", last)
+	}
+	s.background.Go(func() { c.watchDepth(s) })
+	servicetest.Eventually(t, 30*time.Second, "the batch is settled", func() error {
+		if last := s.settled.last(time.Now()); last != c.number {
+			return fmt.Errorf("batch %d is, and %d was acknowledged; not yet heard: %v", last, c.number, s.settled.unheard())
+		}
+		return nil
+	})
 }

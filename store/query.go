@@ -581,8 +581,8 @@ const shownFits = 10
 // FindJob returns the id of the job of a workflow that a person means by ref:
 // an id, the name of a job, alone or with its path before it (of those of the
 // latest attempt of the run that has one), or the beginning of an id (four
-// characters or more). Errors wrap
-// workflow.ErrNotFound, or are an *[AmbiguousJobError].
+// characters or more). Errors wrap workflow.ErrNotFound, or are an
+// *[AmbiguousJobError].
 func (db *DB) FindJob(ctx context.Context, id uuid.UUID, ref string) (string, error) {
 	if ref == "" || !utf8.ValidString(ref) {
 		return "", fmt.Errorf("job %q: %w", ref, workflow.ErrNotFound)
