@@ -245,10 +245,11 @@ func scanJob(rows pgx.Rows, id *pgtype.UUID, j *workflow.Job, row *pgtype.TID) e
 	return nil
 }
 
-// The lock of the run makes sure that what was not there when the jobs
-// were loaded is not there now. So new jobs are inserted and known ones updated:
-// INSERT … ON CONFLICT would write half as much again to the log of the
-// database, for a conflict that cannot be.
+// The lock of the run makes sure that what was not there when the jobs were loaded
+// is not there now. So new jobs are inserted and known ones updated: INSERT … ON
+// CONFLICT would write half as much again to the log of the database, for a
+// conflict that only somebody can bring about who does not take the lock. The
+// batch is then folded anew.
 const (
 	jobParameters = `$1::uuid[], $2::text[], $3::integer[], $4::integer[], $5::smallint[], $6::boolean[], $7::integer[],
             $8::timestamptz[], $9::timestamptz[], $10::timestamptz[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[]`

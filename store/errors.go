@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -102,16 +103,27 @@ func advise(pg *pgconn.PgError, format string, args ...any) error {
 func (a *advice) Error() string { return a.text }
 func (a *advice) Unwrap() error { return a.pg }
 
+// raced are the keys that somebody else may be faster to use: an id of two
+// messages for two workflows, and a run or a job that somebody makes who does not
+// lock runs as we do.
+var raced = []string{"seen_messages_pkey", "workflows_pkey", "jobs_pkey"}
+
 // retryAtOnce reports whether a transaction lost a race that it would most
-// likely win the next time: a serialization failure, a deadlock, an id that
-// somebody else was faster to use (two messages of one id for two workflows), or
-// a run or job that somebody has made or changed who does not lock runs as we do.
+// likely win the next time: a serialization failure (errMoved is one), a deadlock,
+// or a key that somebody else was faster to use.
 func retryAtOnce(err error) bool {
-	if errors.Is(err, errMoved) {
-		return true
+	var stated interface{ SQLState() string }
+	if !errors.As(err, &stated) {
+		return false
 	}
-	var pg *pgconn.PgError
-	return errors.As(err, &pg) && (pg.Code == "40001" || pg.Code == "40P01" || (pg.Code == "23505" && (pg.ConstraintName == "seen_messages_pkey" || pg.ConstraintName == "workflows_pkey" || pg.ConstraintName == "jobs_pkey")))
+	switch stated.SQLState() {
+	case "40001", "40P01":
+		return true
+	case "23505":
+		pg, ok := stated.(*pgconn.PgError)
+		return ok && slices.Contains(raced, pg.ConstraintName)
+	}
+	return false
 }
 
 // lastLine is the part of a many-line error that says why. pgx lists one line

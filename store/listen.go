@@ -32,8 +32,7 @@ func (db *DB) Listen(ctx context.Context, changed func(ctx context.Context, ids 
 			closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second) // the server is told good-bye though ctx has ended
 			_ = conn.Close(closing)
 			cancel()
-			var done doneError
-			if ctx.Err() == nil && asDone(err, &done) {
+			if done, ok := err.(doneError); ok && ctx.Err() == nil { // made in listen, never wrapped
 				return done.error
 			}
 		}
@@ -58,14 +57,6 @@ func (db *DB) Listen(ctx context.Context, changed func(ctx context.Context, ids 
 
 // doneError carries the error of the callback through the loop.
 type doneError struct{ error }
-
-func asDone(err error, done *doneError) bool {
-	d, ok := err.(doneError) // made in listen, never wrapped
-	if ok {
-		*done = d
-	}
-	return ok
-}
 
 func (db *DB) listen(ctx context.Context, conn *pgx.Conn, changed func(context.Context, []uuid.UUID) error) error {
 	if _, err := conn.Exec(ctx, "LISTEN "+pgx.Identifier{db.channel()}.Sanitize()); err != nil {
