@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"waymark/internal/crashpoint"
 	"waymark/workflow"
 )
 
@@ -42,6 +43,7 @@ func (a *application) copyJobs(ctx context.Context, jobs []newJob) error {
 	if err == nil && tag.RowsAffected() != int64(len(jobs)) {
 		err = fmt.Errorf("the database took %d of %d rows of jobs", tag.RowsAffected(), len(jobs))
 	}
+	crashpoint.Hit("store.copied")
 	return err
 }
 

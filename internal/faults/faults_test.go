@@ -78,6 +78,10 @@ func TestFaults(t *testing.T) {
 	begun := time.Now()
 	s := &suite{t: t, trace: newTrace(), Stack: servicetest.Stack(t)}
 	t.Run("nothing fails", func(t *testing.T) { s.baseline(t) })
+	if slices.ContainsFunc(chosen, scenario.wide) {
+		s.wide.trace = newWideTrace()
+		t.Run("nothing fails, many runs", func(t *testing.T) { s.wideBaseline(t) })
+	}
 	if t.Failed() {
 		t.Fatal("without its result nothing can be compared")
 	}
@@ -97,7 +101,7 @@ func TestFaults(t *testing.T) {
 		})
 	}
 	table := s.table()
-	t.Logf("%d scenarios in %.0f s\n%s%s", len(s.results), time.Since(begun).Seconds(), table, left)
+	t.Logf("%d scenarios in %.0f s\n%s%s", s.tried(), time.Since(begun).Seconds(), table, left)
 	if *report != "" {
 		if err := s.write(*report, table, left, time.Since(begun)); err != nil {
 			t.Error(err)
@@ -115,6 +119,9 @@ func (s *suite) try(t *testing.T, one scenario) {
 		}
 	}
 	w := newSite(t, servers)
+	if one.wide() {
+		w.widen()
+	}
 	r := result{failed: true}
 	defer func() {
 		r.scenario, r.failed = one, r.failed || t.Failed()
@@ -134,16 +141,7 @@ func (s *suite) try(t *testing.T, one scenario) {
 func (s *suite) baseline(t *testing.T) {
 	w := newSite(t, s)
 	w.backlog()
-	w.mended = time.Now()
-	w.serve()
-	servicetest.Eventually(t, patience, "the whole trace is received", w.received)
-	want, err := w.read()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.want, w.want = want, want
-	r := w.settle()
-	for query, want := range map[string]int{
+	s.want = w.first("nothing fails", (*site).settle, map[string]int{
 		"SELECT count(*) FROM workflow_status":                                                                              runs + reanaRuns,
 		"SELECT count(*) FROM workflow_status WHERE status = 'finished'":                                                    runs - 1 + reanaRuns,
 		"SELECT count(*) FROM workflow_status WHERE status = 'deleted'":                                                     1,
@@ -155,21 +153,40 @@ func (s *suite) baseline(t *testing.T) {
 		"SELECT count(*) FROM workflow_logs WHERE body LIKE 'line %'":                                                       strings.Count(s.trace.text(), `"logs":"line `),
 		"SELECT count(*) FROM workflow_logs WHERE body = E'still alive\\n'":                                                 2 * reanaRuns,
 		"SELECT count(*) FROM (SELECT FROM workflow_logs WHERE body LIKE 'line %' GROUP BY body HAVING count(*) > 1) twice": 0,
-	} {
+	})
+}
+
+// first has a trace applied by one consumer, and returns what the views show of
+// it. That is compared with the answers to queries, and with itself.
+func (w *site) first(what string, settle func(*site) result, counts map[string]int) rows {
+	w.Helper()
+	w.mended = time.Now()
+	w.serve()
+	servicetest.Eventually(w, patience, "the whole trace is received", w.received)
+	var err error
+	if w.want, err = w.read(); err != nil {
+		w.Fatal(err)
+	}
+	r := settle(w)
+	for query, want := range counts {
 		for _, view := range []string{"workflow_status", "job_status", "workflow_logs"} {
 			query = strings.ReplaceAll(query, "FROM "+view, "FROM "+w.schema+"."+view)
 		}
 		if got, err := w.number(query); err != nil || got != want {
-			t.Errorf("%s: %d (%v), want %d", query, got, err, want)
+			w.Errorf("%s: %d (%v), want %d", query, got, err, want)
 		}
 	}
-	if r.duplicate == 0 || r.stale == 0 || r.dead != len(s.trace.dead) || r.applied+r.stale != s.trace.valid {
-		t.Errorf("ledger: %+v; want some duplicate and stale, %d dead, and %d applied or stale", r.ledger, len(s.trace.dead), s.trace.valid)
+	if r.duplicate == 0 || r.stale == 0 || r.dead != len(w.trace.dead) || r.applied+r.stale != w.trace.valid {
+		w.Errorf("ledger: %+v; want some duplicate and stale, %d dead, and %d applied or stale", r.ledger, len(w.trace.dead), w.trace.valid)
 	}
-	r.scenario = scenario{who: "nobody", what: "nothing fails", when: "never"}
-	r.failed = t.Failed()
-	s.results = append(s.results, r)
+	r.scenario = scenario{who: nobody, what: what, when: "never"}
+	r.failed = w.Failed()
+	w.results = append(w.results, r)
+	return w.want
 }
+
+// nobody is who does something where nothing fails.
+const nobody = "nobody"
 
 // text is every distinct body, one after the other.
 func (t *trace) text() string {
@@ -190,21 +207,34 @@ func (s *suite) table() string {
 	for i, one := range scenarios() {
 		order[one.name()] = i + 1
 	}
-	slices.SortFunc(s.results, func(a, b result) int { return order[a.name()] - order[b.name()] })
+	slices.SortStableFunc(s.results, func(a, b result) int { return order[a.name()] - order[b.name()] })
 	var b strings.Builder
 	b.WriteString("| | who | what | when | published | applied | duplicate | stale | dead | lost | doubled | seconds |\n| --: | --- | --- | --- | --: | --: | --: | --: | --: | --: | --: | --: |\n")
-	var lost, doubled int
-	for i, r := range s.results {
+	var n, lost, doubled int
+	for _, r := range s.results {
+		if r.who != nobody {
+			n++
+		}
 		verdict := ""
 		if r.failed {
 			verdict = " **failed**"
 		}
 		fmt.Fprintf(&b, "| %d | %s | %s | %s%s | %d | %d | %d | %d | %d | %d | %d | %.1f |\n",
-			i, r.who, r.what, r.when, verdict, r.published, r.applied, r.duplicate, r.stale, r.dead, r.lost, r.doubled, r.recovered.Seconds())
+			n, r.who, r.what, r.when, verdict, r.published, r.applied, r.duplicate, r.stale, r.dead, r.lost, r.doubled, r.recovered.Seconds())
 		lost, doubled = lost+r.lost, doubled+r.doubled
 	}
 	fmt.Fprintf(&b, "| | all | | | | | | | | %d | %d | |\n", lost, doubled)
 	return b.String()
+}
+
+// tried is how many scenarios have a result.
+func (s *suite) tried() (n int) {
+	for _, r := range s.results {
+		if r.who != nobody {
+			n++
+		}
+	}
+	return n
 }
 
 // write writes the report: the words that stay, and the table.
@@ -220,7 +250,7 @@ func (s *suite) write(file, table, left string, took time.Duration) error {
 	}
 	where := strings.Join(s.Notes(), "; ")
 	where = regexp.MustCompile(` on port \d+, private, up in [\d.]+ s`).ReplaceAllString(where, "")
-	body := fmt.Sprintf("%s%s\n%d scenarios in %.0f s, on %s, fsync on.\n\n%s", head, mark, len(s.results)-1, took.Seconds(), where, table)
+	body := fmt.Sprintf("%s%s\n%d scenarios in %.0f s, on %s, fsync on.\n\n%s", head, mark, s.tried(), took.Seconds(), where, table)
 	if left != "" {
 		body += "\n" + left + "\n"
 	}

@@ -26,6 +26,12 @@ type moment struct {
 func (m moment) dies() string    { return fmt.Sprintf("WAYMARK_CRASHPOINT=%s:%d", m.point, m.hit) }
 func (m moment) freezes() string { return m.dies() + ":freeze" }
 
+// at is the moment when its crash point is passed for the n-th time.
+func (m moment) at(n int) moment {
+	m.hit = n
+	return m
+}
+
 // The moments of a consumer.
 var (
 	decoded       = moment{"after decode", "consumer.decoded", 3}
@@ -388,6 +394,13 @@ func (w *site) haunt(m moment, partitioned bool) {
 	w.backlog()
 	p := w.serve(m.freezes())
 	p.awaitFrozen(w)
+	w.supplant(p, partitioned)
+}
+
+// supplant has another consumer do what it can of what p, which is frozen,
+// believes to be its own.
+func (w *site) supplant(p *process, partitioned bool) {
+	w.Helper()
 	if partitioned {
 		p.broker.partition()
 	} else {

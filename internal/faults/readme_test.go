@@ -15,15 +15,15 @@ var promises = map[string][]string{
 	"the database is stopped, unreachable, read-only, full, or lacks a right": {
 		"^database, stopped", "^database, unreachable", "^database, read-only", "^database, disk full, before", "^database, role loses",
 	},
-	"the commit's answer is lost": {"^database, answer lost"},
+	"the commit's answer is lost": {"^database, answer lost", "^database, many runs: answer lost"},
 	"RabbitMQ restarts, the connection is cut, or acks take longer than its `consumer_timeout`": {
 		"^broker, restarted", "^broker, kill -9", "^broker, connections cut", "^broker, TLS: connections cut", "^broker, closes the channel",
 	},
 	"a queue is purged, deleted, or declared otherwise by somebody": {"^broker, a queue is purged", "^broker, a queue is deleted and declared again", "^broker, .* declared otherwise"},
 	"`waymark dead-letters edit`, `replay` or `discard` is killed":  {"^edit, kill -9", "^replay, kill -9", "^discard, kill -9"},
-	"`waymark serve` is killed":                                     {"^consumer, kill -9"},
+	"`waymark serve` is killed":                                     {"^consumer, kill -9", "^consumer, many runs: kill -9"},
 	"a consumer is cut off from the broker and does not know yet":   {"^consumer, partitioned"},
-	"a machine vanishes in the middle of a transaction":             {"^consumer, its machine vanishes"},
+	"a machine vanishes in the middle of a transaction":             {"^consumer, its machine vanishes", "^consumer, many runs: its machine vanishes with the turn"},
 	"a message cannot be read or fails the schema":                  {"^publisher, three thousand malformed"},
 	"messages are huge":                          {"^publisher, huge messages"},
 	"the database refuses one message's data":    {"while a refused batch is split"},

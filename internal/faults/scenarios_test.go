@@ -36,6 +36,9 @@ type scenario struct {
 // secure reports whether its servers speak TLS.
 func (s scenario) secure() bool { return strings.HasPrefix(s.what, overTLS) }
 
+// wide reports whether it publishes the wide trace.
+func (s scenario) wide() bool { return strings.HasPrefix(s.what, ofMany) }
+
 func (s scenario) name() string { return s.who + ", " + s.what + ", " + s.when }
 
 // scenarios are all of them.
@@ -189,6 +192,7 @@ func scenarios() (all []scenario) {
 
 	all = append(all, secureScenarios()...)
 	all = append(all, othersScenarios()...)
+	all = append(all, wideScenarios()...)
 
 	// The spool of a run whose broker is away until after its end.
 	all = append(all, spoolScenarios()...)
@@ -238,12 +242,18 @@ func vanish(w *site) {
 	w.backlog()
 	p := w.serve(locked.freezes())
 	p.awaitFrozen(w)
+	w.lose(p)
+	w.serve()
+	w.mended = time.Now()
+}
+
+// lose has the machine of p vanish.
+func (w *site) lose(p *process) {
+	w.Helper()
 	for _, proxy := range []*proxy{p.broker, p.database} {
 		proxy.set(flow{held: true}, toServer, toClient)
 	}
 	kill(w, p)
-	w.serve()
-	w.mended = time.Now()
 }
 
 // dieDraining: a consumer that was asked to stop is killed before it has

@@ -31,6 +31,11 @@ type suite struct {
 	t     *testing.T // of all of it
 	trace *trace
 	want  rows
+	// wide is another trace, see wide_test.go, and what that gives.
+	wide struct {
+		trace *trace
+		want  rows
+	}
 	sites atomic.Int64
 	tls   secured
 	// authority, if the servers speak TLS, is the file of whom to trust.

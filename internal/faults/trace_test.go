@@ -61,13 +61,22 @@ const (
 // newTrace makes the same trace each time. Each message that can carries a line
 // of log of its own, so that a loss and a doubling of any one of them shows.
 func newTrace() *trace {
-	random := rand.New(rand.NewPCG(1, 2))
 	b := &builder{}
-	// The runs go on at the same time, and some messages are late or early.
-	for _, add := range []func(){
+	mixed := b.mixed(12,
 		func() { b.run(0) }, func() { b.run(1) }, func() { b.run(2) }, func() { b.run(3) },
 		func() { b.reana(0) }, func() { b.reana(1) }, b.malformed,
-	} {
+	)
+	t := &trace{messages: mixed, arrival: b.arrival}
+	t.count()
+	return t
+}
+
+// mixed returns what each of adds adds, all at the same time, and again of some
+// of it: repetitions times at most.
+func (b *builder) mixed(repetitions int, adds ...func()) []message {
+	random := rand.New(rand.NewPCG(1, 2))
+	// Some messages are late or early.
+	for _, add := range adds {
 		first := len(b.messages)
 		add()
 		for i := range b.messages[first:] {
@@ -76,19 +85,17 @@ func newTrace() *trace {
 	}
 	slices.SortStableFunc(b.messages, func(a, b message) int { return cmp.Compare(a.at, b.at) })
 	// And some come twice.
-	mixed := make([]message, 0, len(b.messages)+30)
-	perQueue := len(b.messages) / 12
+	mixed := make([]message, 0, len(b.messages)+repetitions)
+	every := len(b.messages) / repetitions
 	for i, m := range b.messages {
 		mixed = append(mixed, m)
-		if i%perQueue == perQueue-1 {
+		if i%every == every-1 {
 			if again := b.messages[random.IntN(i)]; again.id != "" && !again.dead {
 				mixed = append(mixed, again)
 			}
 		}
 	}
-	t := &trace{messages: mixed, arrival: b.arrival}
-	t.count()
-	return t
+	return mixed
 }
 
 // count fills in what follows from the messages.
