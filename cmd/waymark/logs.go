@@ -231,7 +231,9 @@ func eachOfTail(ctx context.Context, db *store.DB, id uuid.UUID, filter workflow
 		if back.Cursor == "" {
 			return nil // it was the last page
 		}
-		filter.Cursor = store.LogCursor(page.Items[len(page.Items)-1])
+		if n := len(page.Items); n > 0 { // else it was deleted meanwhile, and all that is left is the tail
+			filter.Cursor = store.LogCursor(page.Items[n-1])
+		}
 		return eachLog(ctx, db, id, filter, do)
 	}
 }
