@@ -329,6 +329,14 @@ func TestApplyFindsItsRows(t *testing.T) {
 	look("filled")
 }
 
+// The places of a page of a log, each of its texts, and the marks.
+const (
+	logTexts = ", log_chunks_pkey(workflow_id, job_id, event_time, seq), log_cuts_pkey(workflow_id"
+	logOfOne = "log_chunks_pkey(workflow_id, job_id)" + logTexts + ", job_id)"
+	logOfAll = "log_chunks_pkey(workflow_id)" + logTexts + ")"
+	logFrom  = "log_chunks_pkey(workflow_id, job_id, event_time, seq), log_cuts_pkey(workflow_id, job_id)"
+)
+
 // What people ask for is found by an index that has it, or stands in the order of
 // the list where most of what it holds is wanted: what is read does not grow with
 // the tables.
@@ -404,8 +412,7 @@ func TestQueriesFindTheirIndex(t *testing.T) {
 		"messages by id": {func() error {
 			_, err := db.Outcomes(t.Context(), []string{"an id", uuid.Must(uuid.NewV7()).String()})
 			return err
-		},
-			"seen_batches_low(low, high), seen_messages_pkey(id)", 0},
+		}, "seen_batches_low(low, high), seen_messages_pkey(id)", 0},
 		"jobs":                      {jobs(workflow.JobFilter{}), "jobs_pkey(workflow_id)", 0},
 		"jobs, a later page":        {jobs(workflow.JobFilter{Cursor: cursor(filledJob(4000, 1700))}), "jobs_pkey(workflow_id, job_id)", 0},
 		"jobs by id":                {jobs(workflow.JobFilter{IDs: []string{filledJob(4000, 3), filledJob(4000, 1700)}}), "jobs_pkey(workflow_id, job_id)", 0},
@@ -445,11 +452,3 @@ func TestQueriesFindTheirIndex(t *testing.T) {
 		}
 	}
 }
-
-// The places of a page of a log, each of its texts, and the marks.
-const (
-	logTexts = ", log_chunks_pkey(workflow_id, job_id, event_time, seq), log_cuts_pkey(workflow_id"
-	logOfOne = "log_chunks_pkey(workflow_id, job_id)" + logTexts + ", job_id)"
-	logOfAll = "log_chunks_pkey(workflow_id)" + logTexts + ")"
-	logFrom  = "log_chunks_pkey(workflow_id, job_id, event_time, seq), log_cuts_pkey(workflow_id, job_id)"
-)
