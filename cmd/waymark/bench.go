@@ -4,16 +4,22 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"waymark/engines"
 	"waymark/internal/bench"
 	"waymark/publisher"
 )
@@ -25,6 +31,10 @@ func (a *app) benchCommand() *cobra.Command {
 		Long: `Measure what these servers and this machine carry. Each benchmark works in queues
 waymark-bench-… and schemas waymark_bench_… of its own, which are removed at its
 end, also after Ctrl-C; everything else is left alone, but will feel the load.
+What one leaves that is killed, the next of the same user and machine removes.
+
+RabbitMQ's user needs to configure, write and read queues of these names, the
+role in PostgreSQL CREATE on the database.
 
 Every value is the median of several runs, with the least and the greatest; the
 machine, the versions and the settings come with it. What is compared runs in
@@ -69,19 +79,50 @@ var (
 
 // benchmark is the action of a command that measures.
 func (a *app) benchmark(cmd *cobra.Command, require []string, encoding publisher.Encoding, measure func(context.Context, *bench.Bench) (*bench.Result, error)) error {
-	b, err := a.bench(cmd, require, encoding)
+	var r *bench.Result
+	err := a.measure(cmd, require, encoding, func(ctx context.Context, b *bench.Bench) (err error) {
+		r, err = measure(ctx, b)
+		return err
+	})
 	if err != nil {
 		return err
-	}
-	r, err := measure(cmd.Context(), b)
-	if err != nil {
-		return benchError(err)
 	}
 	return writeResult(a.output(cmd), r)
 }
 
+// measure calls do with a Bench for cmd's configuration. The context also ends
+// when the terminal is closed, and when the reader of standard error goes away,
+// as in "2>&1 | head": either would end the program at once, and leave on the
+// servers what it has made there.
+func (a *app) measure(cmd *cobra.Command, require []string, encoding publisher.Encoding, do func(context.Context, *bench.Bench) error) error {
+	ctx, giveUp := context.WithCancelCause(cmd.Context())
+	defer giveUp(nil)
+	if !signal.Ignored(syscall.SIGHUP) { // else it was started with nohup
+		var stop context.CancelFunc
+		ctx, _, stop = engines.NotifyContext(ctx, syscall.SIGHUP)
+		defer stop()
+	}
+	pipe := make(chan os.Signal, 1)
+	signal.Notify(pipe, syscall.SIGPIPE) // so that the write fails
+	defer signal.Stop(pipe)
+
+	b, err := a.bench(cmd, require, encoding, func(line string) {
+		if _, err := fmt.Fprintln(a.stderr, line); errors.Is(err, syscall.EPIPE) {
+			giveUp(&engines.StopError{Signal: syscall.SIGPIPE})
+		}
+	})
+	if err != nil {
+		return err
+	}
+	err = do(ctx, b)
+	if stopped, ok := errors.AsType[*engines.StopError](context.Cause(ctx)); ok && err != nil && cmd.Context().Err() == nil {
+		return exit(stopped.ExitCode())
+	}
+	return benchError(err)
+}
+
 // bench returns a Bench for cmd's configuration.
-func (a *app) bench(cmd *cobra.Command, require []string, encoding publisher.Encoding) (*bench.Bench, error) {
+func (a *app) bench(cmd *cobra.Command, require []string, encoding publisher.Encoding, progress func(line string)) (*bench.Bench, error) {
 	c, err := a.config(cmd)
 	if err != nil {
 		return nil, err
@@ -111,9 +152,9 @@ func (a *app) bench(cmd *cobra.Command, require []string, encoding publisher.Enc
 	b, err := bench.New(bench.Config{
 		GCPercent: percent,
 		BatchSize: c.Consumer.BatchSize, BrokerURL: brokerURL, DatabaseURL: databaseURL, Encoding: encoding,
-		Linger: linger, Prefetch: c.Consumer.Prefetch, Topology: c.topology(), Version: buildVersion().Version,
+		Journals: a.stateDir("bench"), Linger: linger, Prefetch: c.Consumer.Prefetch, Topology: c.topology(), Version: buildVersion().Version,
 		Window:   c.Publisher.Window,
-		Progress: func(line string) { fmt.Fprintln(a.stderr, line) },
+		Progress: progress,
 		Serve:    c.serveCommand,
 	})
 	return b, benchError(err)
@@ -141,12 +182,25 @@ func (c *config) serveCommand(at bench.ServePlace) (*exec.Cmd, error) {
 	return cmd, nil
 }
 
+// pgRefusals are PostgreSQL's codes of a role that may not, of a database that is
+// read-only, and of a server that stops.
+var pgRefusals = []string{"42501", "25006", "57P01", "57P02", "57P03"}
+
 // benchError gives errors of the command line and of the servers their exit code.
 func benchError(err error) error {
-	if _, ok := errors.AsType[*bench.LoadError](err); ok {
-		return &exitError{code: exitUsage, err: err}
+	if wrong, ok := errors.AsType[*bench.LoadError](err); ok {
+		return usage("--%w", wrong)
+	}
+	if refused, ok := errors.AsType[*amqp.Error](err); ok && refused.Code == amqp.AccessRefused && strings.Contains(err.Error(), "waymark-bench-") {
+		return fmt.Errorf("%w; but a benchmark's user must be let configure, write and read all queues waymark-bench-…", err)
+	}
+	if _, ok := errors.AsType[net.Error](err); ok || errors.Is(err, io.ErrUnexpectedEOF) {
+		return unreachable(err)
 	}
 	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+		return unreachable(err)
+	}
+	if refused, ok := errors.AsType[*pgconn.PgError](err); ok && slices.Contains(pgRefusals, refused.Code) {
 		return unreachable(err)
 	}
 	return err
@@ -322,8 +376,9 @@ that is held up counts with all its delay.`,
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.Float64SliceVar(&l.Rates, "rate", []float64{100, 1000}, "messages a `second`, each a case")
-	f.DurationVar(&l.Duration, "duration", 10*time.Second, "how `long` a run lasts, after a fifth of it as warm-up")
+	f.Float64SliceVar(&l.Rates, "rate", []float64{100, 1000}, "`numbers` of messages a second, each a case")
+	f.Lookup("rate").DefValue = "[100,1000]" // not six decimals
+	f.DurationVar(&l.Duration, "duration", 10*time.Second, "how long a run lasts, after a fifth of it as warm-up")
 	f.IntVar(&l.Runs, "runs", 5, "`number` of runs of each case")
 	f.IntVar(&l.Jobs, "jobs", 20, "`number` of jobs of a workflow, each with two messages")
 	f.IntVar(&l.Workflows, "workflows", 1000, "`number` of workflows whose messages alternate")
@@ -382,7 +437,7 @@ A million workflows of 20 jobs take about 8 GB and some minutes to fill.`,
 	f.IntVar(&l.Jobs, "jobs", 20, "`number` of jobs of each")
 	f.IntVar(&l.Queries, "queries", 200, "`number` of queries of each kind in a run")
 	f.IntVar(&l.Runs, "runs", 5, "`number` of runs")
-	f.Float64Var(&l.Rate, "rate", 1000, "messages a `second` that are applied meanwhile, the second time; 0 leaves that out")
+	f.Float64Var(&l.Rate, "rate", 1000, "`number` of messages a second that are applied meanwhile, the second time; 0 leaves that out")
 	f.IntVar(&l.Messages, "messages", 20_000, "`number` of messages, in a run, to compare applying in full and in empty tables; 0 leaves that out")
 	addOutputFlags(cmd, formatTable, formatJSON)
 	addConfigFlags(cmd, slices.Concat(benchDatabase, []string{"consumer.batch_size"})...)
@@ -401,14 +456,14 @@ which should have nothing else to do.`,
   waymark bench report --messages 2000 --runs 1 --duration 1s --workflows 1000`,
 		Args: args(0, 0, ""),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			b, err := a.bench(cmd, []string{"broker.url", "database.url"}, "")
+			l.Serve = true
+			var r *bench.Report
+			err := a.measure(cmd, []string{"broker.url", "database.url"}, "", func(ctx context.Context, b *bench.Bench) (err error) {
+				r, err = b.Report(ctx, l)
+				return err
+			})
 			if err != nil {
 				return err
-			}
-			l.Serve = true
-			r, err := b.Report(cmd.Context(), l)
-			if err != nil {
-				return benchError(err)
 			}
 			if o := a.output(cmd); o.format == formatJSON {
 				return o.document(r)
@@ -420,7 +475,7 @@ which should have nothing else to do.`,
 	f.SortFlags = false
 	f.IntVar(&l.Messages, "messages", 20_000, "`number` of messages measured in a run")
 	f.IntVar(&l.Runs, "runs", 5, "`number` of runs of each case")
-	f.DurationVar(&l.Duration, "duration", 5*time.Second, "how `long` a run lasts that measures latency")
+	f.DurationVar(&l.Duration, "duration", 5*time.Second, "how long a run lasts that measures latency")
 	f.IntVar(&l.Workflows, "workflows", 50_000, "`number` of workflows, of 20 jobs, in full tables")
 	addOutputFlags(cmd, formatMarkdown, formatJSON)
 	addConfigFlags(cmd, slices.Concat(benchBroker, benchDatabase, benchConsumer, []string{"publisher.window"})...)

@@ -1,9 +1,15 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"crypto/rand"
+	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -124,6 +130,63 @@ func TestBenchInterrupted(t *testing.T) {
 	}
 }
 
+// unread is standard error whose reader has gone after some lines, as in
+// "2>&1 | head -2".
+type unread struct{ lines atomic.Int32 }
+
+func (w *unread) Write(p []byte) (int, error) {
+	if w.lines.Add(-1) < 0 {
+		return 0, &os.PathError{Op: "write", Path: os.Stderr.Name(), Err: syscall.EPIPE}
+	}
+	return len(p), nil
+}
+
+// A benchmark whose progress nobody reads any more ends, after it has removed
+// what it made, though SIGPIPE would end it at once.
+func TestBenchUnread(t *testing.T) {
+	t.Parallel()
+	e := benchSite(t)
+	state := t.TempDir()
+	e["XDG_STATE_HOME"] = state
+	stderr := &unread{}
+	stderr.lines.Store(1)
+	var stdout bytes.Buffer
+	code := run(t.Context(), []string{"bench", "end-to-end", "--messages", "400", "--runs", "100", "--consumers", "1"}, e.getenv, strings.NewReader(""), &stdout, stderr)
+	if code != 128+int(syscall.SIGPIPE) || stdout.Len() > 0 {
+		t.Errorf("it ended with %d and wrote %q, want the code of SIGPIPE and no result", code, stdout.String())
+	}
+	if left, err := filepath.Glob(filepath.Join(state, "waymark", "bench", "*")); err != nil || len(left) > 0 {
+		t.Errorf("its journal says that something is left: %q, %v", left, err)
+	}
+}
+
+// What a role may not do is said with what it would need.
+func TestBenchWithoutRights(t *testing.T) {
+	t.Parallel()
+	e := benchSite(t)
+	ctx := t.Context()
+	conn, err := pgx.Connect(ctx, e["WAYMARK_DATABASE_URL"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	role := "bench_" + strings.ToLower(rand.Text())[:10]
+	if _, err := conn.Exec(ctx, "CREATE ROLE "+role+" LOGIN PASSWORD 'x'"); err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Exec(context.WithoutCancel(ctx), "DROP ROLE "+role)
+	u, err := url.Parse(e["WAYMARK_DATABASE_URL"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.UserPassword(role, "x")
+	e["WAYMARK_DATABASE_URL"] = u.String()
+	got := e.run(t, "bench", "apply", "--messages", "1", "--runs", "1").want(t, exitUnreachable)
+	if !strings.Contains(got.stderr, "GRANT CREATE ON DATABASE") || got.stdout != "" {
+		t.Errorf("without the right to create a schema it says %q and writes %q, want what is needed and nothing", got.stderr, got.stdout)
+	}
+}
+
 func TestBenchUsage(t *testing.T) {
 	t.Parallel()
 	e := environment{"WAYMARK_BROKER_URL": "amqp://guest:secret@127.0.0.1:1/", "WAYMARK_DATABASE_URL": "postgres://nobody:secret@127.0.0.1:1/none"}
@@ -132,10 +195,12 @@ func TestBenchUsage(t *testing.T) {
 		code int
 		want string
 	}{
-		{[]string{"bench", "publish", "--messages", "0"}, exitUsage, "waymark: 0 messages: expected at least 1"},
-		{[]string{"bench", "apply", "--batch", "100,-1"}, exitUsage, "waymark: a batch of -1 messages: expected at least 1"},
-		{[]string{"bench", "end-to-end", "--consumers", "0"}, exitUsage, "waymark: 0 consumers: expected at least 1"},
-		{[]string{"bench", "latency", "--rate", "-3"}, exitUsage, "waymark: -3.00 messages a second: expected more than 0, up to 1,000,000"},
+		{[]string{"bench", "publish", "--messages", "0"}, exitUsage, "waymark: --messages: 0 is too small: the least is 1"},
+		{[]string{"bench", "apply", "--batch", "100,-1"}, exitUsage, "waymark: --batch: -1 is too small: the least is 1"},
+		{[]string{"bench", "end-to-end", "--consumers", "0"}, exitUsage, "waymark: --consumers: 0 is too small: the least is 1"},
+		{[]string{"bench", "latency", "--rate", "-3"}, exitUsage, "waymark: --rate: -3 messages a second: expected more than 0, and at most 1000000"},
+		{[]string{"bench", "drain", "--warm-up", "1000000000000"}, exitUsage, "waymark: --warm-up: 1000000000000 is too large: the most is 1000000000"},
+		{[]string{"bench", "report", "--workflows", "0"}, exitUsage, "waymark: --workflows: 0 is too small: the least is 1"},
 		{[]string{"bench", "wide", "--jobs", "many"}, exitUsage, "waymark: --jobs: "},
 		{[]string{"bench", "pblish"}, exitUsage, `waymark: unknown command "pblish" for "waymark bench"; did you mean publish?`},
 		{[]string{"bench", "publish"}, exitUnreachable, "waymark: broker at 127.0.0.1:1 refused the connection"},

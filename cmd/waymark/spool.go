@@ -32,13 +32,19 @@ func (a *app) spoolDir(c *config) string {
 	if c.Publisher.SpoolDir != "" {
 		return c.Publisher.SpoolDir
 	}
+	return a.stateDir("spool")
+}
+
+// stateDir is a folder of this user's for what outlives a command, empty if
+// none can be known.
+func (a *app) stateDir(name string) string {
 	// The environment may say so, and must be absolute to count (XDG Base
 	// Directory Specification).
 	if state := a.getenv("XDG_STATE_HOME"); filepath.IsAbs(state) {
-		return filepath.Join(state, "waymark", "spool")
+		return filepath.Join(state, "waymark", name)
 	}
 	if home := a.getenv("HOME"); filepath.IsAbs(home) {
-		return filepath.Join(home, ".local", "state", "waymark", "spool")
+		return filepath.Join(home, ".local", "state", "waymark", name)
 	}
 	return ""
 }

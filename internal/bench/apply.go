@@ -15,10 +15,8 @@ import (
 // of the sizes given, each one transaction, one after the other. Of each batch
 // size the runs share a schema, so that tables are not empty after the first.
 func (b *Bench) Apply(ctx context.Context, l Load, batches []int) (*Result, error) {
-	for _, size := range batches {
-		if size < 1 {
-			return nil, invalid("a batch of %d messages: expected at least 1", size)
-		}
+	if err := listed("batch", batches, 1, mostBatch); err != nil {
+		return nil, err
 	}
 	p, r, err := b.start(ctx, "apply", l, false, true)
 	if err != nil {

@@ -1,12 +1,15 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"os/exec"
 	"runtime/debug"
+	"slices"
+	"strconv"
 	"time"
 
 	"waymark/internal/broker"
@@ -26,6 +29,10 @@ type Config struct {
 	// GCPercent of this process while it consumes: what "waymark serve" has. 0
 	// leaves it as it is.
 	GCPercent int
+	// Journals is the folder where each benchmark writes down what it makes on
+	// the servers, for the next one to remove if it is killed. Benchmarks that run
+	// at once may share it. Default: nothing is written down.
+	Journals string
 	// Linger of the consumers; see consumer.Config. 0 means its default.
 	Linger time.Duration
 	// Prefetch of the consumers and of the raw drain beside them. Default 2000.
@@ -107,37 +114,81 @@ type Load struct {
 
 // LoadError says that what was asked for cannot be measured. Nothing was done.
 type LoadError struct {
-	// Problem names the number that is wrong and what it should be.
+	// Parameter is what is wrong, by the name of its flag, such as "warm-up".
+	Parameter string
+	// Problem says what is wrong with it.
 	Problem string
 }
 
-// Error returns the problem.
-func (e *LoadError) Error() string { return e.Problem }
+// Error is one line: the parameter, then the problem.
+func (e *LoadError) Error() string { return e.Parameter + ": " + e.Problem }
 
-func invalid(format string, args ...any) error { return &LoadError{fmt.Sprintf(format, args...)} }
+func invalid(parameter, format string, args ...any) error {
+	return &LoadError{parameter, fmt.Sprintf(format, args...)}
+}
 
-// validate returns a *LoadError if l cannot be measured.
-func (l Load) validate() error {
+// The most that can be asked for. It is more than anybody would wait for, and
+// less than this process would die of.
+const (
+	mostMessages  = 1_000_000_000
+	mostRuns      = 1000
+	mostSize      = 8 << 20
+	mostJobs      = 1_000_000
+	mostWorkflows = 1_000_000
+	mostBatch     = 10_000 // as consumer.batch_size
+	mostConsumers = 64
+	mostRate      = 1_000_000
+)
+
+// within returns a *LoadError if n is not from least to most.
+func within(parameter string, n, least, most int) error {
 	switch {
-	case l.Messages < 1:
-		return invalid("%d messages: expected at least 1", l.Messages)
-	case l.WarmUp < 0:
-		return invalid("%d messages of warm-up: expected 0 or more", l.WarmUp)
-	case l.Runs < 1:
-		return invalid("%d runs: expected at least 1", l.Runs)
-	case l.Size < 0 || l.Size > 8<<20:
-		return invalid("bodies of %d bytes: expected 0 to %d", l.Size, 8<<20)
-	case l.Jobs < 1:
-		return invalid("%d jobs a workflow: expected at least 1", l.Jobs)
-	case l.Workflows < 1:
-		return invalid("%d workflows at once: expected at least 1", l.Workflows)
+	case n < least:
+		return invalid(parameter, "%d is too small: the least is %d", n, least)
+	case n > most:
+		return invalid(parameter, "%d is too large: the most is %d", n, most)
 	}
 	return nil
 }
 
+// listed returns a *LoadError if one of the list, each of which is a case, is
+// not from least to most, or is there twice.
+func listed(parameter string, list []int, least, most int) error {
+	for i, n := range list {
+		if err := within(parameter, n, least, most); err != nil {
+			return err
+		}
+		if slices.Contains(list[:i], n) {
+			return invalid(parameter, "%d is given twice", n)
+		}
+	}
+	return nil
+}
+
+// validRate returns a *LoadError if nobody can send so many messages a second.
+func validRate(parameter string, rate float64) error {
+	if !(rate > 0 && rate <= mostRate) { // nor is it NaN
+		return invalid(parameter, "%s messages a second: expected more than 0, and at most %d", strconv.FormatFloat(rate, 'f', -1, 64), mostRate)
+	}
+	return nil
+}
+
+// validate returns a *LoadError if l cannot be measured.
+func (l Load) validate() error {
+	return cmp.Or(
+		within("messages", l.Messages, 1, mostMessages),
+		within("warm-up", l.WarmUp, 0, mostMessages),
+		within("runs", l.Runs, 1, mostRuns),
+		within("size", l.Size, 0, mostSize),
+		within("jobs", l.Jobs, 1, mostJobs),
+		within("workflows", l.Workflows, 1, mostWorkflows),
+	)
+}
+
 // Bench measures. Its methods may be called one after the other.
 type Bench struct {
-	cfg Config
+	cfg      Config
+	patience time.Duration // with servers that are away
 	// opened is told of each place; for tests.
 	opened func(*place)
 }
@@ -147,9 +198,9 @@ type Bench struct {
 func New(cfg Config) (*Bench, error) {
 	cfg = cfg.withDefaults()
 	if cfg.Prefetch < cfg.BatchSize {
-		return nil, invalid("prefetch %d is below the batch size %d: a batch would never be full", cfg.Prefetch, cfg.BatchSize)
+		return nil, invalid("consumer-prefetch", "%d is below the batch size %d: a batch would never be full", cfg.Prefetch, cfg.BatchSize)
 	}
-	return &Bench{cfg: cfg}, nil
+	return &Bench{cfg: cfg, patience: faultPatience}, nil
 }
 
 func (b *Bench) progress(format string, args ...any) { b.cfg.Progress(fmt.Sprintf(format, args...)) }
@@ -171,7 +222,15 @@ func (b *Bench) start(ctx context.Context, name string, l Load, onBroker, onData
 
 // finish removes the place and returns the result unless something failed.
 func finish(ctx context.Context, p *place, r *Result, err error) (*Result, error) {
-	if err = errors.Join(err, p.close(ctx)); err != nil {
+	p.close(ctx)
+	if err == nil {
+		err = r.check()
+	}
+	if err != nil && ctx.Err() != nil {
+		// Whatever it looks like where it was noticed.
+		err = errors.Join(context.Cause(ctx), err)
+	}
+	if err != nil {
 		return nil, err
 	}
 	r.At = time.Now().UTC()

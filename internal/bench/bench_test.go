@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -15,6 +18,7 @@ import (
 	"waymark/internal/broker"
 	"waymark/internal/servicetest"
 	"waymark/publisher"
+	"waymark/workflow"
 )
 
 func TestMain(m *testing.M) { servicetest.Main(m) }
@@ -355,32 +359,71 @@ func TestWrongLoads(t *testing.T) {
 		"huge size":        with(func(l *Load) { l.Size = 1 << 30 }),
 		"no jobs":          with(func(l *Load) { l.Jobs = 0 }),
 		"no workflows":     with(func(l *Load) { l.Workflows = -3 }),
+		"too many":         with(func(l *Load) { l.Messages = math.MaxInt }),
+		"too long warm-up": with(func(l *Load) { l.WarmUp = math.MaxInt }),
+		"too many runs":    with(func(l *Load) { l.Runs = 1e12 }),
+		"too many jobs":    with(func(l *Load) { l.Jobs = 1e12 }),
+		"too many at once": with(func(l *Load) { l.Workflows = 1e12 }),
 	} {
 		_, err := b.Drain(t.Context(), l)
 		wantLoadError(t, name, err)
 	}
 	ctx := t.Context()
-	_, err = b.Apply(ctx, small, []int{100, 0})
-	wantLoadError(t, "batch of 0", err)
-	_, err = b.EndToEnd(ctx, small, []int{0}, false)
-	wantLoadError(t, "0 consumers", err)
-	_, err = b.Wide(ctx, small, []int{-1})
-	wantLoadError(t, "-1 jobs", err)
-	_, err = b.Latency(ctx, LatencyLoad{Rates: []float64{0}, Duration: time.Second, Runs: 1, Jobs: 1, Workflows: 1})
-	wantLoadError(t, "rate 0", err)
-	_, err = b.Latency(ctx, LatencyLoad{Rates: []float64{1}, Runs: 1, Jobs: 1, Workflows: 1})
-	wantLoadError(t, "duration 0", err)
-	_, err = b.Read(ctx, ReadLoad{Workflows: 0, Jobs: 1, Queries: 1, Runs: 1})
-	wantLoadError(t, "0 workflows", err)
-	_, err = b.Read(ctx, ReadLoad{Workflows: 1, Jobs: 1, Queries: 1, Runs: 1, Rate: -1})
-	wantLoadError(t, "rate -1", err)
+	for _, batches := range [][]int{{100, 0}, {1e9}, {100, 100}} {
+		_, err = b.Apply(ctx, small, batches)
+		wantLoadError(t, fmt.Sprintf("batches of %v", batches), err)
+	}
+	for _, consumers := range [][]int{{0}, {1000}, {1, 2, 1}} {
+		_, err = b.EndToEnd(ctx, small, consumers, false)
+		wantLoadError(t, fmt.Sprintf("%v consumers", consumers), err)
+	}
+	for _, jobs := range [][]int{{-1}, {1e12}, {20, 20}} {
+		_, err = b.Wide(ctx, small, jobs)
+		wantLoadError(t, fmt.Sprintf("%v jobs", jobs), err)
+	}
+	for _, rate := range []float64{0, -3, 1e9, math.NaN(), math.Inf(1), 0.5, 1e-300} {
+		_, err = b.Latency(ctx, LatencyLoad{Rates: []float64{rate}, Duration: time.Second, Runs: 1, Jobs: 1, Workflows: 1})
+		wantLoadError(t, fmt.Sprintf("rate %v for a second", rate), err)
+	}
+	for _, duration := range []time.Duration{0, -time.Second, 1, math.MaxInt64} {
+		_, err = b.Latency(ctx, LatencyLoad{Rates: []float64{100}, Duration: duration, Runs: 1, Jobs: 1, Workflows: 1})
+		wantLoadError(t, fmt.Sprintf("duration %s", duration), err)
+	}
+	_, err = b.Latency(ctx, LatencyLoad{Rates: []float64{5, 5}, Duration: time.Second, Runs: 1, Jobs: 1, Workflows: 1})
+	wantLoadError(t, "a rate twice", err)
+	for name, change := range map[string]func(*ReadLoad){
+		"0 workflows":     func(l *ReadLoad) { l.Workflows = 0 },
+		"jobs beyond all": func(l *ReadLoad) { l.Workflows, l.Jobs = 50_000_000, 1_000_000 },
+		"0 queries":       func(l *ReadLoad) { l.Queries = 0 },
+		"many queries":    func(l *ReadLoad) { l.Queries = 1e12 },
+		"rate -1":         func(l *ReadLoad) { l.Rate = -1 },
+		"rate NaN":        func(l *ReadLoad) { l.Rate = math.NaN() },
+		"messages -1":     func(l *ReadLoad) { l.Messages = -1 },
+	} {
+		l := ReadLoad{Workflows: 1, Jobs: 1, Queries: 1, Runs: 1}
+		change(&l)
+		_, err = b.Read(ctx, l)
+		wantLoadError(t, name, err)
+	}
+	for name, change := range map[string]func(*ReportLoad){
+		"0 messages":         func(l *ReportLoad) { l.Messages = 0 },
+		"0 runs":             func(l *ReportLoad) { l.Runs = 0 },
+		"no duration":        func(l *ReportLoad) { l.Duration = 0 },
+		"too long":           func(l *ReportLoad) { l.Duration = time.Hour },
+		"too many workflows": func(l *ReportLoad) { l.Workflows = 60_000_000 },
+	} {
+		l := ReportLoad{Messages: 1, Runs: 1, Duration: time.Second, Workflows: 1}
+		change(&l)
+		_, err = b.Report(ctx, l)
+		wantLoadError(t, "report of "+name, err)
+	}
 	_, err = New(Config{BatchSize: 500, Prefetch: 10})
 	wantLoadError(t, "prefetch below the batch size", err)
 }
 
 func wantLoadError(t *testing.T, name string, err error) {
 	t.Helper()
-	if load, ok := errors.AsType[*LoadError](err); !ok || load.Problem == "" {
+	if load, ok := errors.AsType[*LoadError](err); !ok || load.Parameter == "" || load.Problem == "" {
 		t.Errorf("%s: %v, want a *LoadError that says what is wrong", name, err)
 	}
 }
@@ -425,5 +468,190 @@ func TestPopulation(t *testing.T) {
 	var jobs, runs int
 	if err := p.sql.QueryRow(t.Context(), "SELECT count(*), count(DISTINCT workflow_id) FROM job_status").Scan(&jobs, &runs); err != nil || jobs != 3000 || runs != 1000 {
 		t.Errorf("%d jobs of %d workflows, %v; want 3000 of 1000", jobs, runs, err)
+	}
+}
+
+// killed makes a queue and a schema as a benchmark would, and is then gone
+// without a word, as after SIGKILL.
+func killed(t *testing.T, b *Bench) *place {
+	t.Helper()
+	p, err := b.open(t.Context(), true, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.declare(queueKinds[0]); err != nil {
+		t.Fatal(err)
+	}
+	db, _, err := p.database(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, end := range []func() error{db.Close, p.conn.Close, func() error { return p.sql.Close(t.Context()) }} {
+		if err := end(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return p
+}
+
+// unlock lets the journal of a place go, as the end of its process does.
+func unlock(t *testing.T, p *place) {
+	t.Helper()
+	if err := p.journal.close(false); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// exist counts the queues and schemas of a place that are there.
+func exist(t *testing.T, p *place) (n int) {
+	t.Helper()
+	conn, err := broker.Dial(t.Context(), broker.Config{URL: p.cfg.BrokerURL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for _, queue := range p.queues {
+		ch, err := conn.Channel()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ch.QueueDeclarePassive(queue, true, false, false, false, nil); err == nil {
+			n++
+		}
+	}
+	db, err := pgx.Connect(t.Context(), p.cfg.DatabaseURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close(t.Context())
+	var schemas int
+	if err := db.QueryRow(t.Context(), `SELECT count(*) FROM pg_namespace WHERE nspname = ANY($1)`, p.schemas).Scan(&schemas); err != nil {
+		t.Fatal(err)
+	}
+	return n + schemas
+}
+
+// What a benchmark leaves that was killed the next one removes, and nothing else.
+func TestNextRemovesWhatIsLeft(t *testing.T) {
+	t.Parallel()
+	b := testBench(t)
+	b.cfg.Journals = filepath.Join(t.TempDir(), "made", "when needed")
+	var told []string
+	b.cfg.Progress = func(line string) { told = append(told, line) }
+
+	living, dead := killed(t, b), killed(t, b)
+	unlock(t, dead)
+	stranger, _ := servicetest.Queues(t)
+	conn, err := broker.Dial(t.Context(), broker.Config{URL: b.cfg.BrokerURL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ch, err := conn.Channel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ch.QueueDeclare(stranger, true, false, false, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	elsewhere := `{"kind":"schema","server":"other:5432/there","name":"waymark_bench_x_1"}`
+	forged := filepath.Join(b.cfg.Journals, "forged"+journalSuffix)
+	lines := fmt.Sprintf("%s\n{\"kind\":\"queue\",\"server\":%q,\"name\":%q}\nnonsense\n{\"kind\":\"queue\",\"ser", elsewhere, dead.onBroker, stranger)
+	if err := os.WriteFile(forged, []byte(lines), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	// One that does not use the database removes the queue, and leaves the schema to others.
+	if _, err := b.Publish(t.Context(), small); err != nil {
+		t.Fatal(err)
+	}
+	if n := exist(t, dead); n != 1 {
+		t.Errorf("after a benchmark without the database %d things of the dead one are there, want its schema", n)
+	}
+	if _, err := b.Apply(t.Context(), small, []int{100}); err != nil {
+		t.Fatal(err)
+	}
+	if n := exist(t, dead); n != 0 {
+		t.Errorf("%d things of the dead benchmark are left", n)
+	}
+	if n := exist(t, living); n != 2 {
+		t.Errorf("%d things of the living benchmark are there, want its queue and its schema", n)
+	}
+	if _, err := ch.QueueDeclarePassive(stranger, true, false, false, false, nil); err != nil {
+		t.Errorf("a queue that no benchmark made: %v", err)
+	}
+	if got, err := os.ReadFile(forged); err != nil || strings.TrimSpace(string(got)) != elsewhere {
+		t.Errorf("the journal of another server's things is now %q, %v; want that they are kept", got, err)
+	}
+	if !slices.Contains(told, fmt.Sprintf("cleared up after a benchmark that was killed (%s)", dead.name)) {
+		t.Errorf("nobody was told that something was removed: %q", told)
+	}
+	unlock(t, living)
+	told = nil
+	if _, err := b.EndToEnd(t.Context(), small, nil, false); err != nil {
+		t.Fatal(err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(b.cfg.Journals, "*")); len(left) != 1 || left[0] != forged {
+		t.Errorf("journals left: %q, want that of another server alone", left)
+	}
+}
+
+// A folder that cannot be written to keeps nobody from measuring.
+func TestNoJournal(t *testing.T) {
+	t.Parallel()
+	b := testBench(t)
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.cfg.Journals = filepath.Join(file, "folder")
+	var told []string
+	b.cfg.Progress = func(line string) { told = append(told, line) }
+	if _, err := b.Publish(t.Context(), Load{Messages: 1, Runs: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if len(told) == 0 || !strings.HasPrefix(told[0], "if this benchmark is killed, what it made stays: ") {
+		t.Errorf("told %q, want a warning first", told)
+	}
+}
+
+// A database that takes nothing ends a measurement instead of halting it.
+func TestStoreThatIsAway(t *testing.T) {
+	t.Parallel()
+	b := testBench(t)
+	p, err := b.open(t.Context(), true, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.close(t.Context())
+	queue, err := p.declare(queueKinds[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.fill(t.Context(), queue, amqp.Persistent, small, 10); err != nil {
+		t.Fatal(err)
+	}
+	away := errors.New("the database is away")
+	b.patience = 200 * time.Millisecond
+	err = b.consumeUntil(t.Context(), queue, storeFunc(func(*workflow.Batch) error { return away }), 1, make(chan struct{}))
+	if !errors.Is(err, away) {
+		t.Errorf("consuming for a store that is away: %v, want %q", err, away)
+	}
+}
+
+// A refusal is said in the broker's words, not as a connection that was lost.
+func TestReasonOfAClosedChannel(t *testing.T) {
+	t.Parallel()
+	b := testBench(t)
+	p, err := b.open(t.Context(), true, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.close(t.Context())
+	// RabbitMQ refuses an expiration that is no number, with PRECONDITION_FAILED.
+	err = confirmLoop(t.Context(), p.conn, b.patience, p.blocked, p.newQueue(), 100, 10, func() amqp.Publishing { return amqp.Publishing{Expiration: "soon"} })
+	refusal, ok := errors.AsType[*amqp.Error](err)
+	if !ok || refusal.Code != amqp.PreconditionFailed {
+		t.Errorf("publishing what the broker refuses: %v, want its reason", err)
 	}
 }

@@ -20,4 +20,12 @@
 // end, also when its context is cancelled. It reads the server's statistics and
 // changes no setting. Everything else on the servers is left alone, though the
 // load will be felt: run it where that does not matter.
+//
+// What it makes it writes down first, if it is given a folder (Config.Journals).
+// Of a benchmark that was killed, or whose server went away, the next one with
+// the same folder and the same servers removes what is left. A file there is
+// locked for as long as its benchmark lives.
+//
+// A server that is away for ten seconds ends a benchmark: publisher and consumer
+// would wait for it, and the number would be of the waiting.
 package bench

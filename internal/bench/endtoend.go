@@ -1,11 +1,13 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"waymark/consumer"
 	"waymark/store"
@@ -30,10 +32,8 @@ func CaseConsumers(n int) string {
 //
 // With serve a "waymark serve" process does it as well: see [Bench.serve].
 func (b *Bench) EndToEnd(ctx context.Context, l Load, consumers []int, serve bool) (*Result, error) {
-	for _, n := range consumers {
-		if n < 1 {
-			return nil, invalid("%d consumers: expected at least 1", n)
-		}
+	if err := listed("consumers", consumers, 1, mostConsumers); err != nil {
+		return nil, err
 	}
 	if serve && b.cfg.Serve == nil {
 		return nil, errors.New("there is no command to serve with")
@@ -155,10 +155,11 @@ func (b *Bench) consumeUntil(ctx context.Context, queue string, s consumer.Store
 	consuming, stop := context.WithCancel(ctx)
 	defer stop()
 	var wait sync.WaitGroup
+	var running []*consumer.Consumer
 	errs := make(chan error, consumers)
 	for range consumers {
 		c, err := consumer.New(consumer.Config{
-			BatchSize: b.cfg.BatchSize, ConnectionName: "waymark bench consumer", Linger: b.cfg.Linger, Prefetch: b.cfg.Prefetch, Queue: queue,
+			BatchSize: b.cfg.BatchSize, ConnectionName: "waymark bench consumer", DrainTimeout: drainTimeout, Linger: b.cfg.Linger, Prefetch: b.cfg.Prefetch, Queue: queue,
 			Store: s, TLS: b.cfg.TLS, Topology: b.cfg.Topology, URL: b.cfg.BrokerURL,
 		})
 		if err != nil {
@@ -166,23 +167,40 @@ func (b *Bench) consumeUntil(ctx context.Context, queue string, s consumer.Store
 			wait.Wait()
 			return err
 		}
+		running = append(running, c)
 		wait.Go(func() {
 			if err := c.Run(consuming); err != nil {
 				errs <- err
 			}
 		})
 	}
-	var err error
-	select {
-	case <-done:
-	case err = <-errs:
-	case <-ctx.Done():
-		err = context.Cause(ctx)
+	fault := func() error {
+		for _, c := range running {
+			h := c.Health()
+			if err := cmp.Or(h.Broker, h.Store, h.DeadLetters); err != nil {
+				return fmt.Errorf("consuming from %q: %w", queue, err)
+			}
+		}
+		return nil
 	}
+	err := whileWell(ctx, b.patience, fault, func(ctx context.Context) error {
+		select {
+		case <-done:
+			return nil
+		case err := <-errs:
+			return err
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	})
 	stop()
 	wait.Wait()
 	return err
 }
+
+// drainTimeout bounds how long a consumer is waited for that has been stopped.
+// Whatever it still holds is of no use.
+const drainTimeout = time.Second
 
 // meter is a store that counts what another one has committed.
 type meter struct {

@@ -35,7 +35,7 @@ var settingsThatMatter = []string{"fsync", "synchronous_commit", "full_page_writ
 
 // environment describes the machine and the servers, as far as they tell.
 func (b *Bench) environment(ctx context.Context, p *place) Environment {
-	e := Environment{Waymark: b.cfg.Version, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH, CPUs: runtime.GOMAXPROCS(0)}
+	e := Environment{Waymark: b.cfg.Version, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH, CPUs: runtime.GOMAXPROCS(0), PostgreSQLSettings: []Setting{}}
 	// Of a system without /proc the rest stays unknown.
 	if fs, err := procfs.NewDefaultFS(); err == nil {
 		if info, err := fs.CPUInfo(); err == nil && len(info) > 0 {

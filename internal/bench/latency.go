@@ -28,6 +28,36 @@ type LatencyLoad struct {
 	Jobs, Workflows int
 }
 
+// mostTimed is how many messages one run may time: each is kept until its end.
+const mostTimed = 10_000_000
+
+// validate returns a *LoadError if l cannot be measured.
+func (l LatencyLoad) validate() error {
+	if l.Duration <= 0 {
+		return invalid("duration", "%s: expected more than 0", l.Duration)
+	}
+	for i, rate := range l.Rates {
+		if err := validRate("rate", rate); err != nil {
+			return err
+		}
+		if slices.Contains(l.Rates[:i], rate) {
+			return invalid("rate", "%v is given twice", rate)
+		}
+		switch n := rate * l.Duration.Seconds(); {
+		case n < 1:
+			return invalid("duration", "in %s not one message is due at %v a second", l.Duration, rate)
+		case n > mostTimed:
+			return invalid("duration", "in %s more than %d messages are due at %v a second", l.Duration, mostTimed, rate)
+		}
+	}
+	return l.load().validate()
+}
+
+// load is l as other benchmarks know it.
+func (l LatencyLoad) load() Load {
+	return Load{Messages: 1, Runs: l.Runs, Jobs: l.Jobs, Workflows: l.Workflows}
+}
+
 // CaseRate is the case of Latency at so many messages a second.
 func CaseRate(rate float64) string { return Number(rate) + " msg/s" }
 
@@ -52,15 +82,10 @@ const visibleWithin = 30 * time.Second
 // on a small machine they compete with the servers for the CPUs, which makes
 // the latency longer than on machines of their own.
 func (b *Bench) Latency(ctx context.Context, l LatencyLoad) (*Result, error) {
-	for _, rate := range l.Rates {
-		if rate <= 0 || rate > 1e6 {
-			return nil, invalid("%s messages a second: expected more than 0, up to 1,000,000", Number(rate))
-		}
+	if err := l.validate(); err != nil {
+		return nil, err
 	}
-	if l.Duration <= 0 {
-		return nil, invalid("runs of %s: expected more than 0", l.Duration)
-	}
-	p, r, err := b.start(ctx, "latency", Load{Messages: 1, Runs: l.Runs, Jobs: l.Jobs, Workflows: l.Workflows}, true, true)
+	p, r, err := b.start(ctx, "latency", l.load(), true, true)
 	if err != nil {
 		return nil, err
 	}
@@ -98,8 +123,8 @@ func (b *Bench) latencyOnce(ctx context.Context, p *place, c *Case, db *store.DB
 	if err != nil {
 		return err
 	}
-	defer pub.Close(ctx)
-	if err := pub.Ready(ctx); err != nil {
+	defer giveUp(pub)
+	if err := whileWell(ctx, b.patience, pub.LastError, pub.Ready); err != nil {
 		return err
 	}
 	reader, err := p.store(ctx, schema)
@@ -128,7 +153,11 @@ func (b *Bench) latencyOnce(ctx context.Context, p *place, c *Case, db *store.DB
 		case <-working.Done():
 			return context.Cause(working)
 		}
-		began, err := send(working, pub, w, newTraffic(l.Workflows, l.Jobs), rate, total)
+		var began time.Time
+		err := whileWell(working, b.patience, pub.LastError, func(ctx context.Context) (err error) {
+			began, err = send(ctx, pub, w, newTraffic(l.Workflows, l.Jobs), rate, total)
+			return err
+		})
 		if err != nil {
 			return err
 		}

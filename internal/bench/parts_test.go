@@ -8,11 +8,13 @@ import (
 	"math"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 
+	"waymark/internal/broker"
 	"waymark/internal/wire"
 	"waymark/publisher"
 	"waymark/schemas"
@@ -94,6 +96,56 @@ func TestMedianAndSpread(t *testing.T) {
 	if r.of("x") != c || r.Case("y") != nil || r.Case("y").Metric("rate") != nil {
 		t.Error("a case is not found by its name, or one is that does not exist")
 	}
+}
+
+func TestWhatIsNoNumberVoidsTheMeasurement(t *testing.T) {
+	r := &Result{}
+	r.of("x").add("rate", "msg/s", 1)
+	if err := r.check(); err != nil {
+		t.Errorf("of numbers: %v", err)
+	}
+	for _, v := range []float64{math.NaN(), math.Inf(1), math.Inf(-1)} {
+		r := &Result{}
+		r.of("x").add("rate", "msg/s", v)
+		if err := r.check(); err == nil {
+			t.Errorf("a rate of %v: want an error, as JSON cannot say it", v)
+		}
+	}
+}
+
+func TestWhileWell(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fault := errors.New("fault")
+		wait := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+		began := time.Now()
+		if err := whileWell(t.Context(), 10*time.Second, func() error { return fault }, wait); !errors.Is(err, fault) || time.Since(began) < 10*time.Second || time.Since(began) > 11*time.Second {
+			t.Errorf("a fault that stays: %v after %s, want it after 10 s", err, time.Since(began))
+		}
+		began = time.Now()
+		lasting := &broker.Error{Problem: "no right", Permanent: true}
+		if err := whileWell(t.Context(), 10*time.Second, func() error { return lasting }, wait); !errors.Is(err, lasting) || time.Since(began) > time.Second {
+			t.Errorf("a fault that only a person can mend: %v after %s, want it at once", err, time.Since(began))
+		}
+		// A fault that comes and goes is none.
+		n := 0
+		flicker := func() error {
+			if n++; n%50 != 0 {
+				return fault
+			}
+			return nil
+		}
+		if err := whileWell(t.Context(), 10*time.Second, flicker, func(ctx context.Context) error { return pause(ctx, time.Minute) }); err != nil {
+			t.Errorf("a fault that comes and goes: %v", err)
+		}
+		if err := whileWell(t.Context(), time.Second, func() error { return nil }, func(context.Context) error { return fault }); !errors.Is(err, fault) {
+			t.Errorf("an error of the work: %v, want that", err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := whileWell(ctx, time.Second, func() error { return fault }, wait); !errors.Is(err, context.Canceled) {
+			t.Errorf("interrupted: %v, want that", err)
+		}
+	})
 }
 
 func TestPercentile(t *testing.T) {

@@ -55,7 +55,7 @@ func (b *Bench) publish(ctx context.Context, p *place, r *Result, l Load) error 
 			return err
 		}
 		for _, name := range [...]string{CasePublisher, CaseRawBodies} {
-			c, err := b.publishOurs(ctx, p, r.of(name), l, func(pub *publisher.Publisher, queue string) error {
+			c, err := b.publishOurs(ctx, p, r.of(name), l, func(ctx context.Context, pub *publisher.Publisher, queue string) error {
 				if name == CasePublisher {
 					_, err := pub.SendStatus(ctx, msg)
 					return err
@@ -73,38 +73,55 @@ func (b *Bench) publish(ctx context.Context, p *place, r *Result, l Load) error 
 }
 
 // publishOurs measures one run of the publisher with send.
-func (b *Bench) publishOurs(ctx context.Context, p *place, c *Case, l Load, send func(*publisher.Publisher, string) error) (*Case, error) {
+func (b *Bench) publishOurs(ctx context.Context, p *place, c *Case, l Load, send func(context.Context, *publisher.Publisher, string) error) (*Case, error) {
 	queues := broker.Queues{Status: p.newQueue(), Submission: p.newQueue()}
 	pub, err := publisher.New(publisher.Config{ConnectionName: "waymark bench publish", Encoding: b.cfg.Encoding, Queues: queues,
 		TLS: b.cfg.TLS, Topology: b.cfg.Topology, URL: b.cfg.BrokerURL, Window: b.cfg.Window})
 	if err != nil {
 		return nil, err
 	}
-	defer pub.Close(ctx) // everything is flushed below, or has failed
-	if err := pub.Ready(ctx); err != nil {
+	defer giveUp(pub) // everything is flushed below, or has failed
+	err = whileWell(ctx, b.patience, pub.LastError, func(ctx context.Context) error {
+		return b.publishWith(ctx, c, l, pub, func() error { return send(ctx, pub, queues.Status) })
+	})
+	if err != nil {
 		return nil, err
+	}
+	return c, p.deleteQueue(queues.Status)
+}
+
+func (b *Bench) publishWith(ctx context.Context, c *Case, l Load, pub *publisher.Publisher, send func() error) error {
+	if err := pub.Ready(ctx); err != nil {
+		return err
 	}
 	burst := func(n int) error {
 		for range n {
-			if err := send(pub, queues.Status); err != nil {
+			if err := send(); err != nil {
 				return err
 			}
 		}
 		return pub.Flush(ctx)
 	}
 	if err := burst(l.WarmUp); err != nil {
-		return nil, err
+		return err
 	}
 	settle()
 	from := now()
 	if err := burst(l.Messages); err != nil {
-		return nil, err
+		return err
 	}
 	c.record(l.Messages, from, now())
 	if report := pub.Report(); report.Confirmed != int64(l.WarmUp+l.Messages) {
-		return nil, fmt.Errorf("the publisher reports %+v, want %d confirmed", report, l.WarmUp+l.Messages)
+		return fmt.Errorf("the publisher reports %+v, want %d confirmed", report, l.WarmUp+l.Messages)
 	}
-	return c, p.deleteQueue(queues.Status)
+	return nil
+}
+
+// giveUp ends a publisher. What is not confirmed by then is of no use.
+func giveUp(pub *publisher.Publisher) {
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	_ = pub.Close(ended)
 }
 
 // publishBare measures one run of the client library alone.
@@ -118,6 +135,7 @@ func (b *Bench) publishBare(ctx context.Context, p *place, r *Result, l Load, bo
 		return nil, err
 	}
 	defer conn.Close()
+	fault := blocked(conn)
 	publishing := func() amqp.Publishing {
 		return amqp.Publishing{
 			AppId: "waymark", Body: body, ContentEncoding: "utf-8", ContentType: "application/json", DeliveryMode: amqp.Persistent,
@@ -125,13 +143,13 @@ func (b *Bench) publishBare(ctx context.Context, p *place, r *Result, l Load, bo
 		}
 	}
 	if l.WarmUp > 0 {
-		if err := confirmLoop(ctx, conn, queue, l.WarmUp, b.cfg.Window, publishing); err != nil {
+		if err := confirmLoop(ctx, conn, b.patience, fault, queue, l.WarmUp, b.cfg.Window, publishing); err != nil {
 			return nil, err
 		}
 	}
 	settle()
 	from := now()
-	if err := confirmLoop(ctx, conn, queue, l.Messages, b.cfg.Window, publishing); err != nil {
+	if err := confirmLoop(ctx, conn, b.patience, fault, queue, l.Messages, b.cfg.Window, publishing); err != nil {
 		return nil, err
 	}
 	c := r.of(CaseBareLoop)

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -49,10 +50,43 @@ func (p *place) declare(k queueKind) (name string, err error) {
 	return name, ch.Close()
 }
 
+// blocked returns a function that tells whether the broker takes no messages, as
+// it is low on memory or disk: it says so, and reads no more of what it is sent.
+func blocked(conn *amqp.Connection) (fault func() error) {
+	said := conn.NotifyBlocked(make(chan amqp.Blocking, 16))
+	var last amqp.Blocking
+	return func() error {
+		for {
+			select {
+			case b, open := <-said:
+				if !open {
+					return nil // the connection is lost, of which others hear
+				}
+				last = b
+				continue
+			default:
+			}
+			if last.Active {
+				return &broker.Error{Problem: "the broker takes no messages: " + last.Reason, Remedy: "free memory or disk on it"}
+			}
+			return nil
+		}
+	}
+}
+
 // confirmLoop publishes n messages and returns when all are confirmed, with up
 // to a window of them unconfirmed. It is the least that can be done to publish
 // safely with the client library: no watch for returned messages, no retry.
-func confirmLoop(ctx context.Context, conn *amqp.Connection, queue string, n, window int, publishing func() amqp.Publishing) error {
+// fault is what blocked returned for the connection.
+func confirmLoop(ctx context.Context, conn *amqp.Connection, patience time.Duration, fault func() error, queue string, n, window int, publishing func() amqp.Publishing) error {
+	return whileWell(ctx, patience, fault, func(ctx context.Context) error {
+		// A message that cannot be written is waited for by nothing else.
+		defer context.AfterFunc(ctx, func() { _ = conn.CloseDeadline(time.Now().Add(time.Second)) })()
+		return confirmAll(ctx, conn, queue, n, window, publishing)
+	})
+}
+
+func confirmAll(ctx context.Context, conn *amqp.Connection, queue string, n, window int, publishing func() amqp.Publishing) error {
 	ch, err := conn.Channel()
 	if err != nil {
 		return fmt.Errorf("publishing to %q: %w", queue, broker.Explain(err))
@@ -61,37 +95,59 @@ func confirmLoop(ctx context.Context, conn *amqp.Connection, queue string, n, wi
 	if err := ch.Confirm(false); err != nil {
 		return fmt.Errorf("publishing to %q: %w", queue, broker.Explain(err))
 	}
+	// Why the channel was closed says more than that a confirm did not come.
+	closed := ch.NotifyClose(make(chan *amqp.Error, 1))
+	failed := func(err error) error {
+		if ctx.Err() != nil {
+			return fmt.Errorf("publishing to %q: %w", queue, context.Cause(ctx))
+		}
+		select {
+		case reason := <-closed:
+			if reason != nil {
+				err = reason
+			}
+			return fmt.Errorf("publishing to %q: %w", queue, broker.Explain(err))
+		case <-time.After(reasonWithin):
+			return fmt.Errorf("publishing to %q: the broker refused a message: %w", queue, err)
+		}
+	}
 	open := make([]*amqp.DeferredConfirmation, min(window, n))
 	for i := range n + len(open) {
 		slot := &open[i%len(open)]
 		if *slot != nil {
 			if ok, err := (*slot).WaitContext(ctx); err != nil || !ok {
-				return fmt.Errorf("publishing to %q: message %d of %d was not confirmed: %w", queue, i-len(open)+1, n, errorOr(err, "the broker refused it"))
+				return failed(cmp.Or(err, fmt.Errorf("message %d of %d was not confirmed", i-len(open)+1, n)))
 			}
 			*slot = nil
 		}
 		if i < n {
 			*slot, err = ch.PublishWithDeferredConfirmWithContext(ctx, "", queue, true, false, publishing())
 			if err != nil {
-				return fmt.Errorf("publishing to %q: %w", queue, broker.Explain(err))
+				return failed(err)
 			}
 		}
 	}
 	return nil
 }
 
-func errorOr(err error, text string) error {
-	if err != nil {
-		return err
-	}
-	return fmt.Errorf("%s", text)
-}
+// reasonWithin is how long the reason for which a channel was closed may take
+// to come after what it caused.
+const reasonWithin = time.Second
+
+// fillEvery is how often it is told how far a queue is filled.
+const fillEvery = 3 * time.Second
 
 // fill puts n messages of the traffic into a queue and returns their average size.
 func (p *place) fill(ctx context.Context, queue string, mode uint8, l Load, n int) (size float64, err error) {
 	t, bytes := newTraffic(l.Workflows, l.Jobs), 0
-	err = confirmLoop(ctx, p.conn, queue, n, p.cfg.Window, func() amqp.Publishing {
+	sent, told := 0, time.Now()
+	err = confirmLoop(ctx, p.conn, p.patience, p.blocked, queue, n, p.cfg.Window, func() amqp.Publishing {
 		at := time.Now()
+		if at.Sub(told) >= fillEvery {
+			told = at
+			p.cfg.Progress(fmt.Sprintf("filling the queue: %s of %s messages", Number(float64(sent)), Number(float64(n))))
+		}
+		sent++
 		body := t.next().body(l.Size, p.cfg.Encoding, at)
 		bytes += len(body)
 		return amqp.Publishing{

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -25,6 +26,30 @@ type ReadLoad struct {
 	// Messages applied, in each run, to the full tables and to empty ones, to
 	// compare. 0 leaves that out.
 	Messages int
+}
+
+// mostRows bounds the jobs of a population: they are written at some 100,000 a
+// second, and take 300 bytes each.
+const mostRows = 1_000_000_000
+
+// validate returns a *LoadError if l cannot be measured.
+func (l ReadLoad) validate() error {
+	err := cmp.Or(
+		within("workflows", l.Workflows, 1, 50_000_000),
+		within("jobs", l.Jobs, 1, mostJobs),
+		within("queries", l.Queries, 1, 1_000_000),
+		within("runs", l.Runs, 1, mostRuns),
+		within("messages", l.Messages, 0, mostMessages),
+	)
+	switch {
+	case err != nil:
+		return err
+	case l.Workflows*l.Jobs > mostRows:
+		return invalid("jobs", "%d workflows of %d jobs have too many: the most is %d in all", l.Workflows, l.Jobs, mostRows)
+	case l.Rate != 0:
+		return validRate("rate", l.Rate)
+	}
+	return nil
 }
 
 // Cases of Read that compare applying.
@@ -103,17 +128,10 @@ func list(ctx context.Context, db *store.DB, f workflow.Filter) (int, error) {
 // And it measures what applying costs when the tables are full: in alternation
 // with tables that hold nothing but what is being measured.
 func (b *Bench) Read(ctx context.Context, l ReadLoad) (*Result, error) {
-	switch {
-	case l.Workflows < 1 || l.Workflows > 50_000_000:
-		return nil, invalid("%d workflows: expected 1 to 50,000,000", l.Workflows)
-	case l.Jobs < 1 || l.Jobs > 1_000_000:
-		return nil, invalid("%d jobs a workflow: expected 1 to 1,000,000", l.Jobs)
-	case l.Queries < 1:
-		return nil, invalid("%d queries: expected at least 1", l.Queries)
-	case l.Rate < 0 || l.Messages < 0:
-		return nil, invalid("a rate or a number of messages is negative")
+	if err := l.validate(); err != nil {
+		return nil, err
 	}
-	p, r, err := b.start(ctx, "read", Load{Messages: 1, Runs: l.Runs, Jobs: l.Jobs, Workflows: l.Workflows}, false, true)
+	p, r, err := b.start(ctx, "read", Load{Messages: 1, Runs: l.Runs, Jobs: 1, Workflows: 1}, false, true)
 	if err != nil {
 		return nil, err
 	}
@@ -134,6 +152,7 @@ func (b *Bench) read(ctx context.Context, p *place, r *Result, l ReadLoad) error
 		return err
 	}
 	people := population{l.Workflows, l.Jobs}
+	b.progress("read: loading %d workflows of %d jobs", l.Workflows, l.Jobs)
 	began := time.Now()
 	err = people.load(ctx, p.sql, schema, func(done int) {
 		if done == l.Workflows || time.Since(began) > 2*time.Second {

@@ -1,45 +1,54 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
 	"waymark/publisher"
 )
 
-// ReportLoad scales a Report. Zero fields mean their defaults, with which it
-// takes some nine minutes on two cores.
+// ReportLoad scales a Report.
 type ReportLoad struct {
-	// Messages of a run. Default 20,000.
+	// Messages of a run.
 	Messages int
-	// Runs of each case. Default 5.
+	// Runs of each case.
 	Runs int
-	// Duration of a run that measures latency. Default 5 s.
+	// Duration of a run that measures latency.
 	Duration time.Duration
-	// Workflows in the full tables, of 20 jobs each. Default 50,000.
+	// Workflows in the full tables, of 20 jobs each.
 	Workflows int
-	// Serve measures a "waymark serve" process as well. Default no.
+	// Serve measures a "waymark serve" process as well.
 	Serve bool
 }
 
-func (l ReportLoad) withDefaults() ReportLoad {
-	if l.Messages == 0 {
-		l.Messages = 20_000
-	}
-	if l.Runs == 0 {
-		l.Runs = 5
-	}
-	if l.Duration == 0 {
-		l.Duration = 5 * time.Second
-	}
-	if l.Workflows == 0 {
-		l.Workflows = 50_000
-	}
-	return l
+// validate returns a *LoadError if l cannot be measured: before the first
+// benchmark, and not minutes later by the one that it is for.
+func (l ReportLoad) validate() error {
+	return cmp.Or(
+		within("messages", l.Messages, 1, mostMessages/(longer+1)),
+		within("runs", l.Runs, 1, mostRuns),
+		l.latency(100, 50_000).validate(), // the latter more than half of the rate
+		l.read().validate(),
+	)
 }
+
+func (l ReportLoad) latency(rates ...float64) LatencyLoad {
+	return LatencyLoad{Rates: rates, Duration: l.Duration, Runs: l.Runs, Jobs: 20, Workflows: 1000}
+}
+
+func (l ReportLoad) read() ReadLoad {
+	return ReadLoad{Workflows: l.Workflows, Jobs: 20, Queries: 100, Runs: l.Runs, Rate: 1000, Messages: l.Messages}
+}
+
+// longer is how many times as many messages, and a half, several consumers are
+// measured with: they come later to their stride than one, as each connects,
+// fills its prefetch and prepares its statements.
+const longer = 7
 
 // Report is every benchmark, and what the goals were.
 type Report struct {
@@ -92,7 +101,9 @@ const (
 // Report runs every benchmark. Bodies have REANA's encoding where the consumer
 // reads them, as that is the costlier one.
 func (b *Bench) Report(ctx context.Context, l ReportLoad) (*Report, error) {
-	l = l.withDefaults()
+	if err := l.validate(); err != nil {
+		return nil, err
+	}
 	report := &Report{}
 	load := Load{Messages: l.Messages, WarmUp: l.Messages / 10, Runs: l.Runs, Size: largeBody, Jobs: 20, Workflows: 1000}
 	reana := *b
@@ -114,10 +125,8 @@ func (b *Bench) Report(ctx context.Context, l ReportLoad) (*Report, error) {
 	if _, err = run(b.Apply(ctx, load, []int{1, 100, 500, 2000})); err != nil {
 		return nil, err
 	}
-	// Longer, as four consumers come later to their stride than one: each connects,
-	// fills its prefetch and prepares its statements.
 	long := load
-	long.Messages, long.WarmUp = 15*load.Messages/2, 4*load.WarmUp
+	long.Messages, long.WarmUp = longer*load.Messages+load.Messages/2, 4*load.WarmUp
 	large, err := run(reana.EndToEnd(ctx, long, []int{1, 2, 4}, false))
 	if err != nil {
 		return nil, err
@@ -134,7 +143,11 @@ func (b *Bench) Report(ctx context.Context, l ReportLoad) (*Report, error) {
 		}
 	}
 	half := float64(int(large.Case(CaseConsumers(1)).Metric("rate").Median / 2))
-	latency, err := run(b.Latency(ctx, LatencyLoad{Rates: []float64{100, 1000, half}, Duration: l.Duration, Runs: l.Runs, Jobs: 20, Workflows: 1000}))
+	rates := []float64{100, 1000}
+	if !slices.Contains(rates, half) {
+		rates = append(rates, half)
+	}
+	latency, err := run(b.Latency(ctx, l.latency(rates...)))
 	if err != nil {
 		return nil, err
 	}
@@ -142,7 +155,7 @@ func (b *Bench) Report(ctx context.Context, l ReportLoad) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	read, err := run(b.Read(ctx, ReadLoad{Workflows: l.Workflows, Jobs: 20, Queries: 100, Runs: l.Runs, Rate: 1000, Messages: l.Messages}))
+	read, err := run(b.Read(ctx, l.read()))
 	if err != nil {
 		return nil, err
 	}

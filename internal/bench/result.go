@@ -48,6 +48,21 @@ type Metric struct {
 	Values []float64 `json:"values"`
 }
 
+// check returns an error if r holds what is no number, as of something that took
+// no time at all.
+func (r *Result) check() error {
+	for _, c := range r.Cases {
+		for _, m := range c.Metrics {
+			for _, v := range m.Values {
+				if math.IsNaN(v) || math.IsInf(v, 0) {
+					return fmt.Errorf("the measurement is void: %s of %s is %v: measure more messages", m.Name, c.Name, v)
+				}
+			}
+		}
+	}
+	return nil
+}
+
 func (r *Result) set(name string, value any) {
 	r.Settings = append(r.Settings, Setting{Name: name, Value: fmt.Sprint(value)})
 }

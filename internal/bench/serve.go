@@ -93,8 +93,7 @@ func (b *Bench) startProcess(ctx context.Context, at ServePlace) (*process, erro
 	}
 	s := &process{cmd: cmd, url: "http://" + address, ended: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = io.Discard, &s.said
-	// It stays in our process group: a second Ctrl-C, which ends this process at
-	// once, must end that one too.
+	cmd.SysProcAttr = processAttributes()
 	s.began = time.Now()
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting waymark serve: %w", err)

@@ -22,10 +22,8 @@ func CaseJobs(jobs int) string { return fmt.Sprintf("%d jobs", jobs) }
 // Only the store is measured. What broker and codec add is the same for every
 // message, and would only hide a growth.
 func (b *Bench) Wide(ctx context.Context, l Load, jobs []int) (*Result, error) {
-	for _, n := range jobs {
-		if n < 1 {
-			return nil, invalid("%d jobs a workflow: expected at least 1", n)
-		}
+	if err := listed("jobs", jobs, 1, 10*mostJobs); err != nil {
+		return nil, err
 	}
 	l.Jobs, l.Workflows = 1, 1
 	p, r, err := b.start(ctx, "wide", l, false, true)
