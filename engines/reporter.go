@@ -118,6 +118,7 @@ type Reporter struct {
 
 	mu         sync.Mutex
 	began      bool // Begin was called
+	begun      time.Time
 	announced  bool // that the run began is told, and safe
 	clock      time.Time
 	submission *workflow.Submission // not confirmed yet
@@ -150,6 +151,10 @@ type news struct {
 	logs     string
 	at       time.Time // of the latest thing to be told
 }
+
+// beginTolerance is how much later than the beginning of the run news may be
+// that travel with it, under its time.
+const beginTolerance = 100 * time.Millisecond
 
 // parts says what a message may carry. After one was refused, news of the run
 // and of its jobs go apart until it is known which of them nobody takes.
@@ -235,10 +240,20 @@ func (r *Reporter) Submit(s *workflow.Submission) {
 
 // Begin says that the engine runs. No status is published before: set what is
 // known from the start (Total, EngineSpecific, Log), then begin.
-func (r *Reporter) Begin() {
+func (r *Reporter) Begin() { r.BeginAt(time.Time{}) }
+
+// BeginAt is Begin for an engine that has run since a time that is known. A zero
+// time, and one to come, are the present.
+func (r *Reporter) BeginAt(since time.Time) {
 	r.change(false, func(at time.Time) {
-		r.began = true
-		r.news.any, r.news.at = true, at
+		r.began, r.begun = true, at
+		if since = since.UTC().Truncate(time.Microsecond); !since.IsZero() && since.Before(at) {
+			r.begun = since
+		}
+		if !r.news.any {
+			r.news.at = r.begun // of this news itself
+		}
+		r.news.any = true
 	})
 }
 
@@ -947,6 +962,10 @@ func (r *Reporter) warn(text string, err error, more ...any) {
 }
 
 // take makes a message of the oldest news, within the bounds of one message.
+//
+// The run began when it did, however late that can be told: the broker may have
+// been away for the night. So what has come since does not travel with it, unless
+// that came at once.
 func (r *Reporter) take() (m *workflow.StatusMessage, batch []*workflow.JobReport, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -958,8 +977,16 @@ func (r *Reporter) take() (m *workflow.StatusMessage, batch []*workflow.JobRepor
 	case r.parts == onlyJobs && len(r.pending) == 0:
 		r.parts, r.most, r.suspects = all, maxMessageJobs, 0
 	}
-	m = r.message(workflow.StatusRunning, r.news.at)
-	batch = r.takeNews(m)
+	switch {
+	case r.announced:
+		m = r.message(workflow.StatusRunning, r.news.at)
+		batch = r.takeNews(m)
+	case r.news.at.Sub(r.begun) > beginTolerance && r.parts == all:
+		m = r.message(workflow.StatusRunning, r.begun)
+	default:
+		m = r.message(workflow.StatusRunning, r.begun)
+		batch = r.takeNews(m)
+	}
 	r.urgent = r.urgent && (len(r.pending) > 0 || r.parts != all)
 	if !r.again {
 		r.report.Published++

@@ -225,6 +225,67 @@ func TestReporterRecoversWhenTheBrokerReturns(t *testing.T) {
 	})
 }
 
+// However late it is told, the run began when it did.
+func TestReporterTellsWhenTheRunBegan(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		away time.Duration // the broker, from the start
+		ago  time.Duration // the run began before it was told to the Reporter
+		want time.Duration // the beginning as it is told, after the Reporter's
+		most int           // messages
+	}{
+		{"the broker is there", 0, 0, 0, 4},
+		{"the broker comes in the middle", 7 * time.Second, 0, 0, 4},
+		{"the broker comes after the end", 15 * time.Second, 0, 0, 2},
+		{"it began long ago", 0, 26 * time.Hour, -26 * time.Hour, 4},
+		{"it began long ago, and the broker is away", 7 * time.Second, time.Hour, -time.Hour, 4},
+		{"it begins tomorrow", 0, -24 * time.Hour, 0, 4},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				began := time.Now().UTC()
+				broker := &recorder{hook: func(context.Context) error {
+					if time.Since(began) < c.away {
+						return errors.New("connection refused")
+					}
+					return nil
+				}}
+				r := start(t, broker)
+				r.BeginAt(began.Add(-c.ago))
+				for i := range 2 {
+					id := fmt.Sprint("job ", i)
+					r.Job(workflow.JobReport{ID: id, Status: workflow.JobRunning, StartedAt: time.Now().UTC()})
+					time.Sleep(5 * time.Second)
+					r.Job(workflow.JobReport{ID: id, Status: workflow.JobFinished, FinishedAt: time.Now().UTC()})
+					r.Log("line\n")
+				}
+				report := r.Finish(t.Context(), workflow.StatusFinished, "")
+				if report.Unsent != 0 || report.Confirmed != len(broker.statuses) {
+					t.Errorf("report: %+v, want all of %d messages confirmed", report, len(broker.statuses))
+				}
+				run := broker.fold().Run
+				if got := run.StartedAt().Sub(began); got != c.want {
+					t.Errorf("the run is told to have begun %v after it did, want %v", got, c.want)
+				}
+				if got := run.FinishedAt().Sub(began); got != 10*time.Second {
+					t.Errorf("the run is told to have ended %v after it began, want 10s", got)
+				}
+				if run.Counts() != (workflow.Counts{Total: 2, Finished: 2}) {
+					t.Errorf("folded: %+v, want 2 of 2", run.Counts())
+				}
+				for i, m := range broker.statuses {
+					if m.Logs != "" && m.EventTime.Before(began.Add(5*time.Second)) {
+						t.Errorf("message %d has a line that was written after 5 s, and the time of %v", i, m.EventTime.Sub(began))
+					}
+				}
+				if len(broker.statuses) > c.most {
+					t.Errorf("%d messages, want at most %d", len(broker.statuses), c.most)
+				}
+			})
+		})
+	}
+}
+
 func TestReporterKeepsOrderWhenAMessageComesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		trouble, calls := make(chan error), 0

@@ -103,7 +103,7 @@ func (a *app) attachSnakemake(cmd *cobra.Command, f *reportFlags, dir string) er
 		Engine: snakemake.Engine, FinalTimeout: f.finalTimeout, Logger: a.loggerTo(a.stderr, c, true), Publisher: to, WorkflowID: id,
 	})
 	reporter.Submit(&workflow.Submission{User: f.owner, Workflow: id.String(), Name: f.name, Engine: snakemake.Engine, Labels: labels})
-	reporter.Begin()
+	reporter.BeginAt(run.Began())
 	narrator := engines.NewNarrator(run.Reducer(id), reporter)
 	followErr := run.Events(ctx, narrator.Apply)
 

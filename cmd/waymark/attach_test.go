@@ -46,6 +46,8 @@ func TestAttachSnakemake(t *testing.T) {
 	// Whether "all" runs anything a log does not tell.
 	if got := s.awaitStatus(t, id, "finished"); got.Name != "fit" || got.Progress.Finished != 4 || got.Progress.Total != 4 {
 		t.Errorf("in the end the run is %+v, want 4 of 4", got)
+	} else {
+		s.wantBeginning(t, got)
 	}
 	if !strings.Contains(out.stderr, "4 of 4 jobs finished") {
 		t.Errorf("attach said:\n%s", out.stderr)

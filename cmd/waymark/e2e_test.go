@@ -152,6 +152,7 @@ type statusAnswer struct {
 	Name     string
 	Status   string
 	Attempt  int
+	Started  time.Time `json:"started_at"`
 	Progress struct{ Total, Finished, Failed, Running int }
 	Failed   []struct {
 		Name         string

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -155,7 +156,7 @@ func TestBrokerAwayForTheWholeRun(t *testing.T) {
 		t.Errorf("publishing an empty spool says %q", o.stdout)
 	}
 	wantSegments(t, mine, 0)
-	s.awaitStatus(t, first, "finished")
+	s.wantBeginning(t, s.awaitStatus(t, first, "finished"))
 	if got := s.awaitStatus(t, second, "failed"); len(got.Failed) != 1 || got.Failed[0].ExitCode != 7 {
 		t.Errorf("the failed run is %+v, want its job with exit code 7", got)
 	}
@@ -181,6 +182,30 @@ func TestBrokerAwayForTheWholeRun(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// wantBeginning checks that a run is said to have begun when it did: shortly
+// before the first of its jobs.
+func (s *site) wantBeginning(t testing.TB, run statusAnswer) {
+	t.Helper()
+	var list struct {
+		Jobs []struct {
+			Started time.Time `json:"started_at"`
+		}
+	}
+	s.json(t, &list, "jobs", run.ID)
+	if len(list.Jobs) == 0 {
+		t.Fatalf("run %s has no jobs", run.ID)
+	}
+	first := list.Jobs[0].Started
+	for _, j := range list.Jobs {
+		if j.Started.Before(first) {
+			first = j.Started
+		}
+	}
+	if run.Started.IsZero() || run.Started.After(first) || first.Sub(run.Started) > 5*time.Second {
+		t.Errorf("run %s began at %v, and its first job at %v: want the run at most 5 s before it", run.ID, run.Started, first)
+	}
 }
 
 func TestRunWithoutSpool(t *testing.T) {

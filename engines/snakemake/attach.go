@@ -75,6 +75,10 @@ func Attach(dir string) (*Attached, error) {
 	return &Attached{Log: logs[0], dir: dir}, nil
 }
 
+// Began is when the run began, by the name of its log file and the clock of the
+// machine that named it: perhaps long before anybody attached to it.
+func (a *Attached) Began() time.Time { return began(a.Log) }
+
 // running reports whether the run is still going.
 func (a *Attached) running() bool {
 	if a.PID != 0 {
@@ -101,12 +105,17 @@ func (a *Attached) Events(ctx context.Context, emit func(engines.Event)) error {
 		return fmt.Errorf("following the log of Snakemake: %w", err)
 	}
 	defer file.Close()
-	at := began(a.Log)
+	start := a.Began()
+	at := start
 	lines := engines.Lines{Max: 64 << 10, Emit: func(line []byte) {
 		if stamp.Match(line) {
-			// The log has the time of the machine's clock.
+			// The log has the time of the machine's clock, in seconds, and its name
+			// in microseconds: nothing was before it.
 			if t, err := time.ParseInLocation("["+time.ANSIC+"]", strings.TrimSpace(string(line)), time.Local); err == nil {
 				at = t.UTC()
+				if at.Before(start) {
+					at = start
+				}
 			}
 		}
 		emit(engines.Event{At: at, Source: Log, Line: line})
