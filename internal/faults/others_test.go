@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"syscall"
 	"time"
 
@@ -38,13 +40,25 @@ func othersScenarios() (all []scenario) {
 	add("broker", "a queue is deleted and declared again, and all is published again", written.words, false, redeclared)
 	add("broker", "a queue is deleted and declared otherwise, until somebody deletes it", written.words, false, declaredOtherwise)
 	add("broker", "closes the channel, for acks take too long", afterCommit.words, true, func(w *site) {
-		w.impatient(afterCommit, fault{begin: func(w *site, _ *process) { w.last(4 * time.Second) }, felt: ended})
+		w.impatient(afterCommit, fault{begin: func(w *site, _ *process) { w.last(4 * time.Second) }, felt: ended}, 1)
+		servicetest.Eventually(w, patience, "what was committed and taken back comes again", func() error {
+			l, err := w.ledger()
+			if err == nil && l.received <= w.published {
+				err = fmt.Errorf("of %d messages %d deliveries were received", w.published, l.received)
+			}
+			return err
+		})
 	})
 	add("broker", "closes the channel again and again, for the database is away for 8 s", written.words, true, func(w *site) {
-		w.impatient(written, fault{
+		p := w.impatient(written, fault{
 			begin: func(_ *site, p *process) { p.database.refuse(true) }, felt: ended, lasts: 8 * time.Second,
 			end: func(_ *site, p *process) { p.database.refuse(false) },
-		})
+		}, 2)
+		// It has nothing to say to the broker meanwhile, and so hears why; a late ack
+		// would only find the channel closed.
+		if n := strings.Count(p.stderr.String(), tookTooLong); n < 2 {
+			w.Errorf("the consumer said %d times why its session ended, want 2 or more; it said:\n%s", n, p.stderr.String())
+		}
 	})
 	add("consumer", "SIGTERM while a memory alarm blocks the connection", beforeLetter.words, true, func(w *site) {
 		w.drain(beforeLetter, func(*process) { memoryAlarm.begin(w, nil) }, "WAYMARK_CONSUMER_DRAIN_TIMEOUT=1s")
@@ -155,15 +169,35 @@ func declaredOtherwise(w *site) {
 	w.again()
 }
 
+// tookTooLong is in what the broker says when it closes a channel for want of
+// acks.
+const tookTooLong = "delivery acknowledgement on channel"
+
 // impatient has the broker take messages back that are not acknowledged within
-// two seconds; its own patience is half an hour.
-func (w *site) impatient(m moment, f fault) {
+// two seconds; its own patience is half an hour. It must do so, by what it logs,
+// in at least so many sessions of the consumer of status messages.
+func (w *site) impatient(m moment, f fault, sessions int) *process {
+	w.Helper()
 	ask := func(timeout, interval int) {
 		w.ctl("eval", fmt.Sprintf("application:set_env(rabbit, consumer_timeout, %d), application:set_env(rabbit, channel_tick_interval, %d).", timeout, interval))
 	}
 	ask(2000, 500)
 	defer ask(30*60*1000, 60*1000)
-	w.strike(m, f) // in whose end the reason may be lost, behind an ack that came too late
+	p := w.strike(m, f)
+	servicetest.Eventually(w, patience, "the broker says that it took messages back", func() error {
+		said := w.RabbitMQ().Output()
+		n := 0
+		for _, connection := range regexp.MustCompile(`connection (<[0-9.]+>) .* has a client-provided name: waymark serve `+w.status+`\n`).FindAllStringSubmatch(said, -1) {
+			if regexp.MustCompile(`Channel error on connection ` + regexp.QuoteMeta(connection[1]) + ` .*\n.*` + tookTooLong).MatchString(said) {
+				n++
+			}
+		}
+		if n < sessions {
+			return fmt.Errorf("of %d sessions; it says:\n%s", n, said)
+		}
+		return nil
+	})
+	return p
 }
 
 // stopInCommit asks a consumer to stop, once or until it gives up, while the database is

@@ -26,8 +26,8 @@ import (
 // overTLS begins what the scenarios do whose servers speak TLS.
 const overTLS = "TLS: "
 
-// secured is a second pair of servers, which speak TLS, for the scenarios that
-// want it: started by the first of them.
+// secured is a second pair of servers, which speak TLS. The first scenario that
+// wants them starts them.
 type secured struct {
 	once      sync.Once
 	suite     *suite
@@ -35,8 +35,8 @@ type secured struct {
 	err       error
 }
 
-// secure returns the servers that speak TLS, until t ends, which is that of the
-// whole suite.
+// secure returns the servers that speak TLS. They are there until t, which is the
+// whole suite's, ends.
 func (s *suite) secure(t *testing.T) (*suite, error) {
 	s.tls.once.Do(func() {
 		dir := t.TempDir()
@@ -126,8 +126,9 @@ func at(rawURL, address string) string {
 // the server says first.
 const handshake = 600
 
-// The faults of connections that speak TLS. All that is open ends, and what is
-// opened then comes no further than into the handshake.
+// interrupted is a fault of connections that speak TLS: those that are open end,
+// and new ones come no further than into the handshake, where they end or, if
+// stalls, hear nothing more. The consumer logs what it said of it, if anything.
 func interrupted(who, said string, stalls bool, through func(*process) *proxy) fault {
 	what := overTLS + "connections cut, and again in the handshake"
 	if stalls {
