@@ -172,10 +172,11 @@ const (
 
 // fit cuts the texts of rows where the table is wider than width, the longest
 // columns first. Statuses and numbers stay: they are what people look for. It
-// returns the space to put between columns, less if that is not enough.
-func fit(columns []column, rows [][]string, width int) (gap string) {
+// returns the space to put between columns, less if that is not enough, and
+// whether the table fits now.
+func fit(columns []column, rows [][]string, width int) (gap string, fits bool) {
 	if width <= 0 {
-		return columnGap
+		return columnGap, true
 	}
 	gap = columnGap
 	widths, total := make([]int, len(columns)), -len(columnGap)
@@ -211,19 +212,19 @@ func fit(columns []column, rows [][]string, width int) (gap string) {
 			}
 		}
 	}
-	return gap
+	return gap, total <= width
 }
 
 // table writes rows below heads: columns two spaces apart, no lines. The cells
 // must be harmless.
 func (o *output) table(columns []column, rows [][]string, withHead bool) error {
-	gap := fit(columns, rows, o.width)
+	gap, fits := fit(columns, rows, o.width)
 	t := table.NewWriter()
 	style := table.StyleDefault
 	style.Options = table.OptionsNoBordersAndSeparators
 	style.Box.PaddingLeft, style.Box.PaddingRight = "", gap
 	style.Format.Header = prettytext.FormatDefault
-	if o.cut {
+	if o.cut && !fits { // what fits seems too wide to it, by the gap behind the last column
 		style.Size.WidthMax = o.width
 	}
 	t.SetStyle(style)
