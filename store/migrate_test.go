@@ -4,13 +4,15 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
-	"github.com/jackc/pgx/v5/stdlib"
-
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
 
 	"waymark/internal/servicetest"
 	"waymark/store"
@@ -252,6 +254,60 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		if errors.Is(err, workflow.ErrRejected) {
 			t.Errorf("%s: %v is said to be the message's fault", name, err)
 		}
+	}
+}
+
+// A role that has been granted what CheckRights says it lacks, and no more, can
+// apply whatever comes, and forget.
+func TestCheckRightsIsComplete(t *testing.T) {
+	t.Parallel()
+	d := servicetest.Database(t)
+	if _, err := another(t, d).Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	plain, role := raw(t, d), d.Schema+"_service"
+	execute(t, plain, `CREATE ROLE `+role+` LOGIN PASSWORD 'wm'`)
+	t.Cleanup(func() { plain.Exec(`DROP OWNED BY ` + role + `; DROP ROLE ` + role) })
+	execute(t, plain, `GRANT USAGE ON SCHEMA `+d.Schema+` TO `+role)
+	cfg, err := pgx.ParseConfig(d.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := store.Open(t.Context(), store.Config{Schema: d.Schema, MaxRunLogBytes: 2000,
+		URL: fmt.Sprintf("postgres://%s:wm@%s:%d/%s?sslmode=disable", role, cfg.Host, cfg.Port, cfg.Database)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	lacking := db.CheckRights(t.Context())
+	if lacking == nil {
+		t.Fatal("CheckRights of a role without rights: nil, want what it lacks")
+	}
+	for _, m := range regexp.MustCompile(`(SELECT|INSERT|UPDATE|DELETE) on ([a-z_]+(?:, [a-z_]+)*)`).FindAllStringSubmatch(lacking.Error(), -1) {
+		execute(t, plain, `GRANT `+m[1]+` ON `+m[2]+` TO `+role)
+	}
+	if err := db.CheckRights(t.Context()); err != nil {
+		t.Errorf("CheckRights after what it asked for: %v", err)
+	}
+
+	a, id := newApplier(db), runID()
+	a.apply(t, trace(id)...)
+	for range 3 {
+		b := a.batch(workflow.Delivery{Digest: uuid.New(), Status: &workflow.StatusMessage{
+			WorkflowID: id, Status: workflow.StatusRunning, EventTime: at(1), Logs: strings.Repeat("x", 1500)}})
+		b.Settled = b.Number - 1
+		if _, err := db.Apply(t.Context(), b); err != nil {
+			t.Errorf("batch %d: %v", b.Number, err)
+		}
+	}
+	next := load(100, 1)
+	var many []workflow.Delivery
+	for range 200 {
+		many = append(many, next())
+	}
+	a.apply(t, many...)
+	if _, err := db.Prune(t.Context(), time.Now().Add(time.Hour)); err != nil {
+		t.Errorf("Prune: %v", err)
 	}
 }
 

@@ -120,8 +120,9 @@ const pruneRuns = 100
 const sqlEnded = `status IN (2, 3, 4, 5) AND updated_at < $1`
 
 // PruneRuns deletes the runs that have ended and of which nothing was heard
-// since before, with their jobs, logs and histories, and returns how many. It may
-// be called by several at once, and interrupted.
+// since before, with their jobs, logs and histories, and returns how many, also
+// beside an error. It calls each, unless that is nil, after each of them: there may
+// be many. It may be called by several at once, and interrupted.
 //
 // Each run is deleted in a transaction of its own, a large one in several, jobs
 // and logs first: a batch for a run of the same lock waits for no more than some
@@ -131,7 +132,7 @@ const sqlEnded = `status IN (2, 3, 4, 5) AND updated_at < $1`
 // A message that comes for such a run still later makes it anew, with only what
 // the message says; one that was applied before is known by its id, if that was
 // not forgotten. A name of which every run is gone is numbered from 1 again.
-func (db *DB) PruneRuns(ctx context.Context, before time.Time) (deleted int64, err error) {
+func (db *DB) PruneRuns(ctx context.Context, before time.Time, each func()) (deleted int64, err error) {
 	for {
 		ids, err := db.oldRuns(ctx, before)
 		if err != nil {
@@ -143,8 +144,12 @@ func (db *DB) PruneRuns(ctx context.Context, before time.Time) (deleted int64, e
 				if gone, more, err = db.pruneRun(ctx, id, before); err != nil {
 					return deleted, fmt.Errorf("deleting the old run %s: %w", id, translate(err))
 				}
-				if gone {
-					deleted++
+				if !gone {
+					continue
+				}
+				deleted++
+				if each != nil {
+					each()
 				}
 			}
 		}

@@ -90,8 +90,9 @@ func TestPruneRuns(t *testing.T) {
 	a.apply(t, trace(recent)...)
 
 	for i, want := range []int64{int64(len(old)), 0} {
-		if n, err := db.PruneRuns(t.Context(), clock.Add(-time.Hour)); err != nil || n != want {
-			t.Errorf("PruneRuns, time %d: deleted %d, %v; want %d", i+1, n, err, want)
+		told := int64(0)
+		if n, err := db.PruneRuns(t.Context(), clock.Add(-time.Hour), func() { told++ }); err != nil || n != want || told != want {
+			t.Errorf("PruneRuns, time %d: deleted %d and told of %d, %v; want %d", i+1, n, told, err, want)
 		}
 	}
 	for _, id := range []uuid.UUID{running, late, recent} {
@@ -154,7 +155,7 @@ func TestPruneRunsHoldsUpNobody(t *testing.T) {
 	}()
 	<-locked
 	go func() {
-		n, err := db.PruneRuns(t.Context(), time.Now().Add(time.Hour))
+		n, err := db.PruneRuns(t.Context(), time.Now().Add(time.Hour), nil)
 		if err == nil && n != 2 {
 			err = fmt.Errorf("%d runs were deleted, want 2", n)
 		}

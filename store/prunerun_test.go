@@ -100,7 +100,7 @@ func TestPruneRunInterrupted(t *testing.T) {
 	}
 	check("after a message", n)
 
-	if n, err := db.PruneRuns(t.Context(), later); err != nil || n != 1 {
+	if n, err := db.PruneRuns(t.Context(), later, nil); err != nil || n != 1 {
 		t.Errorf("PruneRuns deleted %d, %v; want the one run", n, err)
 	}
 	for _, table := range []string{"jobs", "log_chunks", "status_changes"} {

@@ -195,7 +195,7 @@ func (db *DB) CheckRights(ctx context.Context) error {
 		      WHERE NOT has_table_privilege(t, right_) AND (right_ <> 'DELETE' OR t = ANY ($2::text[]))
 		      GROUP BY right_, n ORDER BY n) AS lacking`,
 		[]string{"workflows", "jobs", "submissions", "engine_documents", "log_chunks", "log_cuts", "recent_deliveries", "run_names", "status_changes", "seen_messages", "seen_batches", "apply_turns", "ledger"},
-		[]string{"seen_messages", "seen_batches", "ledger"}).Scan(&role, &lacking)
+		[]string{"log_chunks", "recent_deliveries", "seen_messages", "seen_batches", "ledger"}).Scan(&role, &lacking)
 	if err != nil {
 		return fmt.Errorf("asking for the rights of the role: %w", translate(err))
 	}

@@ -133,7 +133,7 @@ func TestRightsInPostgres(t *testing.T) {
 		"SELECT ON ALL TABLES": "SELECT on",
 		"INSERT ON ALL TABLES": "INSERT on",
 		"UPDATE ON ALL TABLES": "UPDATE on",
-		"DELETE ON ALL TABLES": "DELETE on ledger, seen_batches, seen_messages",
+		"DELETE ON ALL TABLES": "DELETE on ledger, log_chunks, recent_deliveries, seen_batches, seen_messages",
 		"USAGE ON":             "permission denied for schema",
 	} {
 		words := right
