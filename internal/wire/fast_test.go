@@ -325,6 +325,15 @@ func TestFastPathEdges(t *testing.T) {
 		{"job cached", job(`,"status":"cached"`), true},
 		{"job status unknown", job(`,"status":"done"`), false},
 		{"job status in upper case", job(`,"status":"Running"`), false},
+		{"job status empty", job(`,"status":""`), false},
+		{"job name of 1024", job(`,"name":"` + strings.Repeat("n", 1024) + `"`), true},
+		{"job name of 1025", job(`,"name":"` + strings.Repeat("n", 1025) + `"`), false},
+		{"job name of 1025, half of it escaped", job(`,"name":"` + strings.Repeat("n", 1024) + `\n"`), false},
+		{"path of 4096", job(`,"path":"` + strings.Repeat("p", 4096) + `"`), true},
+		{"path of 4097", job(`,"path":"` + strings.Repeat("p", 4097) + `"`), false},
+		{"command of 1 MiB", job(`,"command":"` + strings.Repeat("c", 1<<20) + `"`), true},
+		{"command of 1 MiB and a byte", job(`,"command":"` + strings.Repeat("c", 1<<20+1) + `"`), false},
+		{"diagnostics of 1 MiB and a byte", job(`,"diagnostics":"` + strings.Repeat("d", 1<<20+1) + `"`), false},
 		{"exit code", job(`,"exit_code":-2147483648`), true},
 		{"exit code too low", job(`,"exit_code":-2147483649`), false},
 		{"specific, canonical", specific(`{"a":[1,"x",{}],"b":{"c":1.50}}`), true},
@@ -457,6 +466,31 @@ func TestFastPathOnMutations(t *testing.T) {
 						changed[i] = c
 						agrees(t, changed, schemas.Limits{})
 					}
+				}
+			}
+		})
+	}
+}
+
+// TestFastPathOnEveryByte puts every byte, and every escape, everywhere.
+func TestFastPathOnEveryByte(t *testing.T) {
+	const inner = `{"workflow_uuid":"6513270e-269e-4d37-b2a7-4de452e6b438","status":1,"logs":"a\t","event_time":"2026-01-02T03:04:05.6Z","x":[-1.5,"y\n"],"engine":"e",` +
+		`"message":{"progress":{"running":{"total":1,"job_ids":["j"]},"engine_specific":{"a":1}},"jobs":[{"job_id":"i","name":"n","status":"failed"}]}}`
+	if readStatus([]byte(inner), schemas.Limits{}) == nil {
+		t.Fatal("the fast path does not take the body as it is")
+	}
+	for _, body := range [][]byte{[]byte(inner), Reana([]byte(inner))} {
+		t.Run(string(body[:2]), func(t *testing.T) {
+			t.Parallel()
+			for i := range len(body) + 1 {
+				for c := range 256 {
+					// Of what is not ASCII the classes are known: half a character, its
+					// beginning, and what is never part of one.
+					if c >= utf8.RuneSelf && c != 0x80 && c != 0xc2 && c != 0xff {
+						continue
+					}
+					agrees(t, slices.Insert(bytes.Clone(body), i, byte(c)), schemas.Limits{})
+					agrees(t, slices.Insert(bytes.Clone(body), i, '\\', byte(c)), schemas.Limits{})
 				}
 			}
 		})
