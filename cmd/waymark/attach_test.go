@@ -44,7 +44,7 @@ func TestAttachSnakemake(t *testing.T) {
 	out := <-attached
 	out.want(t, exitOK)
 	// Whether "all" runs anything a log does not tell.
-	if got := s.awaitStatus(t, id, "finished"); got.Name != "fit" || got.Progress.Finished != 4 || got.Progress.Total != 4 {
+	if got := s.awaitNamed(t, id, "finished", "fit"); got.Progress.Finished != 4 || got.Progress.Total != 4 {
 		t.Errorf("in the end the run is %+v, want 4 of 4", got)
 	} else {
 		s.wantBeginning(t, got)

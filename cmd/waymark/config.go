@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/url"
 	"os"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -189,7 +190,7 @@ func (a *app) config(cmd *cobra.Command) (*config, error) {
 		}
 	}
 	c := &config{file: file.path, values: make(map[string]value)}
-	if err := v.UnmarshalExact(c); err != nil {
+	if err := v.UnmarshalExact(c, viper.DecodeHook(decodeDuration)); err != nil {
 		return nil, usage("reading the configuration: %w", err)
 	}
 	for _, s := range settings {
@@ -202,6 +203,14 @@ func (a *app) config(cmd *cobra.Command) (*config, error) {
 		a.logger(c, true).Warn(exposure)
 	}
 	return c, nil
+}
+
+// decodeDuration has viper read durations as the table of settings does.
+func decodeDuration(_, to reflect.Type, value any) (any, error) {
+	if text, ok := value.(string); ok && to == reflect.TypeFor[time.Duration]() {
+		return parseDuration(text)
+	}
+	return value, nil
 }
 
 func merge(v *viper.Viper, key, text string) {
@@ -369,7 +378,7 @@ func (s *setting) expected() string {
 	case number:
 		return "a whole number"
 	case duration:
-		return "a duration such as 500ms, 10s or 2m"
+		return "a duration such as " + someDurations
 	}
 	return "text"
 }

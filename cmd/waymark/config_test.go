@@ -130,7 +130,7 @@ func TestConfigFileErrors(t *testing.T) {
 		{"fraction for a number", "consumer:\n  prefetch: 1.5\n", `F:2: consumer.prefetch: expected a whole number, found "1.5"`},
 		{"huge number", "consumer:\n  prefetch: 99999999999999999999\n", `F:2: consumer.prefetch: expected a whole number, found "99999999999999999999"`},
 		{"number out of range", "consumer:\n  prefetch: 70000\n", `F:2: consumer.prefetch: 70000 is too large: the most is 65535`},
-		{"number for a duration", "consumer:\n  linger: 5\n", `F:2: consumer.linger: expected a duration such as 500ms, 10s or 2m, found "5"`},
+		{"number for a duration", "consumer:\n  linger: 5\n", `F:2: consumer.linger: expected a duration such as 500ms, 10s, 2m, 24h or 30d, found "5"`},
 		{"negative duration", "consumer:\n  linger: -5s\n", `F:2: consumer.linger: -5s is negative`},
 		{"number for a text", "database:\n  schema: 5\n", `F:2: database.schema: expected text, found "5"`},
 		{"list for a text", "database:\n  schema: [a]\n", `F:2: database.schema: expected text, found a list`},
@@ -302,5 +302,28 @@ func TestPasswordOfTheNearerURL(t *testing.T) {
 	both := environment{"WAYMARK_BROKER_URL": "amqp://u:p@127.0.0.1:1/", "WAYMARK_BROKER_PASSWORD_FILE": secret}
 	if got := both.run(t, "dead-letters", "list", "--config", file).want(t, exitUsage); !strings.Contains(got.stderr, "password") {
 		t.Errorf("two passwords of the environment: %q, want that one is to go", got.stderr)
+	}
+}
+
+// Days are taken wherever a duration is, and what is said to be in effect is.
+func TestDurations(t *testing.T) {
+	for text, want := range map[string]time.Duration{
+		"0s": 0, "2ms": 2 * time.Millisecond, "1h30m": 90 * time.Minute, "720h": 30 * 24 * time.Hour, "30d": 30 * 24 * time.Hour, "0d": 0, "106751d": 106751 * 24 * time.Hour,
+	} {
+		a := &app{getenv: environment{"WAYMARK_DATABASE_KEEP_RUNS": text}.getenv, stderr: &buffer{}, now: time.Now}
+		cmd := &cobra.Command{}
+		addConfigFlags(cmd, "database")
+		c, err := a.config(cmd)
+		if err != nil || c.Database.KeepRuns != want {
+			t.Errorf("database.keep_runs of %q: %v, %v; want %v", text, c, err, want)
+		}
+	}
+	for _, text := range []string{"30", "d", "-1d", "1.5d", "1d12h", "30 d", "30D", "٣d", "106752d", "99999999999999999999d", "999999999h"} {
+		got := environment{"WAYMARK_DATABASE_KEEP_RUNS": text}.run(t, "config", "print").want(t, exitUsage)
+		for _, want := range []string{"database.keep_runs (env WAYMARK_DATABASE_KEEP_RUNS)", strconv.Quote(text), "24h or 30d"} {
+			if !strings.Contains(got.stderr, want) {
+				t.Errorf("keep_runs of %q: the message lacks %q: %s", text, want, got.stderr)
+			}
+		}
 	}
 }

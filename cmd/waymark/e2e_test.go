@@ -164,14 +164,25 @@ type statusAnswer struct {
 // awaitStatus waits until a run has a status.
 func (s *site) awaitStatus(t testing.TB, ref, status string) (got statusAnswer) {
 	t.Helper()
+	return s.await(t, ref, status, func(statusAnswer) bool { return true })
+}
+
+// awaitNamed waits until a run has a status and a name, which come by two queues.
+func (s *site) awaitNamed(t testing.TB, ref, status, name string) (got statusAnswer) {
+	t.Helper()
+	return s.await(t, ref, status, func(got statusAnswer) bool { return got.Name == name })
+}
+
+func (s *site) await(t testing.TB, ref, status string, right func(statusAnswer) bool) (got statusAnswer) {
+	t.Helper()
 	servicetest.Eventually(t, patience, ref+" is "+status, func() error {
 		o := s.run(t, "status", ref, "--json")
 		if o.code != exitOK {
 			return errors.New(o.stderr)
 		}
 		decodeJSON(t, o.stdout, &got)
-		if got.Status != status {
-			return fmt.Errorf("it is %s", got.Status)
+		if got.Status != status || !right(got) {
+			return fmt.Errorf("it is %+v", got)
 		}
 		return nil
 	})

@@ -116,7 +116,7 @@ func TestRunSnakemakeLive(t *testing.T) {
 	})
 	r.letGo()
 	wantBalance(t, r.wait(0), false)
-	if got := s.awaitStatus(t, r.id, "finished"); got.Name != "live" || got.Progress.Finished != 3 || got.Progress.Total != 3 {
+	if got := s.awaitNamed(t, r.id, "finished", "live"); got.Progress.Finished != 3 || got.Progress.Total != 3 {
 		t.Errorf("in the end the run is %+v, want 3 of 3", got)
 	}
 	if !strings.Contains(r.stderr.String(), "second says\n") || !strings.Contains(r.stderr.String(), "4 of 4 steps (100%) done") {

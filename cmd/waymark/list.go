@@ -282,20 +282,12 @@ func parsePairs(flag string, words []string) (map[string]string, error) {
 	return pairs, nil
 }
 
-var days = regexp.MustCompile(`^([0-9]{1,6})d$`)
-
 // parseTime reads a time as people say it: how long ago, or RFC 3339, or a day.
 func parseTime(flag, text string, now time.Time) (time.Time, error) {
 	if text == "" {
 		return time.Time{}, nil
 	}
-	if m := days.FindStringSubmatch(text); m != nil {
-		n, err := strconv.Atoi(m[1])
-		if err == nil && n < 1_000_000 {
-			return now.AddDate(0, 0, -n), nil
-		}
-	}
-	if ago, err := time.ParseDuration(text); err == nil && ago >= 0 {
+	if ago, err := parseDuration(text); err == nil && ago >= 0 {
 		return now.Add(-ago), nil
 	}
 	for _, layout := range []string{time.RFC3339Nano, time.DateOnly} {

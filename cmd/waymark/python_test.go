@@ -82,8 +82,8 @@ else: raise SystemExit("published to nobody")
 				}
 				publish() // before there is any queue
 				s.serve(t)
-				got := s.awaitStatus(t, id, "finished")
-				if got.Name != "from-python" || got.Progress.Total != 6 || got.Progress.Finished != 5 {
+				got := s.awaitNamed(t, id, "finished", "from-python")
+				if got.Progress.Total != 6 || got.Progress.Finished != 5 {
 					t.Errorf("the run is %+v, want from-python with 5 of 6 jobs finished", got)
 				}
 				if logs := s.run(t, "logs", id).want(t, exitOK).stdout; !strings.Contains(logs, "NUL \uFFFD half ") {

@@ -70,9 +70,7 @@ func TestRunScript(t *testing.T) {
 	}
 	wantBalance(t, outcome{stderr: stderr.String()}, false)
 
-	if got := s.awaitStatus(t, id, "failed"); got.Name != "nightly" {
-		t.Errorf("the run is %+v, want it under the name nightly", got)
-	}
+	s.awaitNamed(t, id, "failed", "nightly")
 	logs := s.run(t, "logs", id).want(t, exitOK).stdout
 	for _, want := range []string{"sh -c ", "exit code 3", "id=" + id} {
 		if !strings.Contains(logs, want) {
@@ -224,8 +222,8 @@ waymark publish job plot --status finished --cached
 			if !strings.Contains(stderr.String(), "warned\n") {
 				t.Errorf("the jobs' standard error is lost: %q", &stderr)
 			}
-			got := s.awaitStatus(t, id, test.status)
-			if got.Name != "shell" || got.Progress.Total != 4 || got.Progress.Finished != 2 || got.Progress.Failed != 1 {
+			got := s.awaitNamed(t, id, test.status, "shell")
+			if got.Progress.Total != 4 || got.Progress.Finished != 2 || got.Progress.Failed != 1 {
 				t.Errorf("the run is %+v, want shell with 2 of 4 finished and 1 failed", got)
 			}
 			if len(got.Failed) != 1 || got.Failed[0].Name != "the fit" || got.Failed[0].ExitCode != 7 {
@@ -368,7 +366,7 @@ func TestReplay(t *testing.T) {
 	if !strings.Contains(got.stderr, "failed: 1 of 2 jobs finished, 1 failed: exit code 1") {
 		t.Errorf("the replay says\n%s", got.stderr)
 	}
-	if got := s.awaitStatus(t, id, "failed"); got.Name != "rec" || got.Progress.Total != 2 || got.Progress.Failed != 1 {
+	if got := s.awaitNamed(t, id, "failed", "rec"); got.Progress.Total != 2 || got.Progress.Failed != 1 {
 		t.Errorf("the replayed run is %+v", got)
 	}
 	if got := s.run(t, "replay", folder).want(t, exitUsage); !strings.Contains(got.stderr, "give --engine, one of") {

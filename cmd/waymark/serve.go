@@ -36,6 +36,10 @@ once, and the broker delivers the rest again.
 Servers that cannot be reached are waited for, at the start and at any time.
 Several may run at once on the same queues and database.
 
+If database.keep_runs is set, runs that ended longer ago are deleted: it looks at
+its start and every hour, and deletes one run after the other, a large one in
+pieces, so that no message waits long behind it.
+
 If publisher.spool_dir is set, what runs on this machine kept there while the
 broker was away is delivered.
 
@@ -106,6 +110,9 @@ type server struct {
 	begun  bool // it was ready once
 
 	active activeCounts
+
+	prunedRuns    prometheus.Counter
+	pruneFailures prometheus.Counter
 }
 
 var errStarting = errors.New("starting: the schema has not been looked at yet")
@@ -117,7 +124,11 @@ func (a *app) server(ctx context.Context, c *config) (*server, error) {
 		return nil, err
 	}
 	s := &server{config: c, logger: a.logger(c, false), registry: prometheus.NewRegistry(), migrate: true, schema: errStarting}
-	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), s)
+	s.prunedRuns = prometheus.NewCounter(prometheus.CounterOpts{Name: "waymark_pruned_runs_total",
+		Help: "Runs that ended longer than database.keep_runs ago and were deleted."})
+	s.pruneFailures = prometheus.NewCounter(prometheus.CounterOpts{Name: "waymark_prune_failures_total",
+		Help: "Times that old runs could not be deleted, or old message ids not be forgotten; an hour later it is tried again."})
+	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), s, s.prunedRuns, s.pruneFailures)
 	brokerURL, err := c.brokerURL()
 	if err != nil {
 		return nil, err
@@ -274,16 +285,18 @@ func (s *server) prune(ctx context.Context) {
 		case ctx.Err() != nil:
 			return
 		case err != nil:
+			s.pruneFailures.Inc()
 			s.logger.Warn("old message ids were not forgotten", "err", err)
 		case n > 0:
 			s.logger.Info("forgot old message ids", "count", n)
 		}
 		if keep := s.config.Database.KeepRuns; keep > 0 {
-			switch n, err := s.db.PruneRuns(ctx, time.Now().Add(-keep)); {
+			switch n, err := s.db.PruneRuns(ctx, time.Now().Add(-keep), s.prunedRuns.Inc); {
 			case ctx.Err() != nil:
 				return
 			case err != nil:
-				s.logger.Warn("old runs were not deleted", "err", err)
+				s.pruneFailures.Inc()
+				s.logger.Warn("old runs were not deleted", "deleted", n, "err", err)
 			case n > 0:
 				s.logger.Info("deleted old runs", "count", n)
 			}

@@ -2,7 +2,9 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"net"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -62,7 +64,7 @@ var settings = []setting{
 	{key: "database.password_file", doc: "File that holds the password alone, in place of one in the URL. Read at each connect, as are the files below."},
 	{key: "database.schema", preset: "waymark", doc: "Schema that holds Waymark's tables and views. Created by `waymark migrate`."},
 	{key: "database.max_connections", kind: number, preset: "8", least: 2, most: 1000, doc: "Most connections for reading. `serve` opens one more for each queue it consumes, `watch` and `logs --follow` one more to listen."},
-	{key: "database.keep_runs", kind: duration, preset: "0s", doc: "How long `serve` keeps runs that have ended, from when they were last heard of. Then it deletes them with their jobs, logs and histories, some at a time. `0s`: for ever."},
+	{key: "database.keep_runs", kind: duration, preset: "0s", doc: "How long `serve` keeps runs that have ended, from when they were last heard of. Then it deletes them with their jobs, logs and histories, one after the other: it looks at its start and every hour. `0s`: for ever."},
 	{key: "database.tls_ca", doc: "File of certificate authorities (PEM) to trust. Empty: the system's."},
 	{key: "database.tls_cert", doc: "File of the client certificate (PEM), if the database wants one."},
 	{key: "database.tls_key", doc: "File of the client certificate's key (PEM)."},
@@ -82,7 +84,7 @@ var settings = []setting{
 		doc: "What is kept of one piece of log in a message. Of a longer one head and tail are kept, with a mark that says how many bytes were cut."},
 	{key: "consumer.max_run_log_bytes", kind: number, preset: "67108864", least: 1 << 16, most: 1 << 40,
 		doc: "What is kept of all logs of one run, about: half of it from their beginning, half from their end. What was cut between is said in its place."},
-	{key: "consumer.remember", kind: duration, preset: "720h", doc: "How long the ids of messages are remembered, by which a repeated one is known."},
+	{key: "consumer.remember", kind: duration, preset: "30d", doc: "How long the ids of messages are remembered, by which a repeated one is known. Looked at as `database.keep_runs` is."},
 
 	{key: "publisher.encoding", kind: word, choices: []string{"json", "reana"}, preset: "json",
 		doc: "Form of the bodies. `reana`: JSON within a JSON string, for queues that a REANA consumer reads."},
@@ -143,10 +145,10 @@ func (s *setting) validate(value string) error {
 			return fmt.Errorf("%d is too large: the most is %d", n, s.most)
 		}
 	case duration:
-		d, err := time.ParseDuration(value)
+		d, err := parseDuration(value)
 		switch {
 		case err != nil:
-			return fmt.Errorf("%q is not a duration: expected a number and a unit, such as 500ms, 10s or 2m", value)
+			return fmt.Errorf("%q is not a duration: expected a number and a unit, such as %s", value, someDurations)
 		case d < 0:
 			return fmt.Errorf("%s is negative", d)
 		}
@@ -155,6 +157,24 @@ func (s *setting) validate(value string) error {
 		return s.check(value)
 	}
 	return nil
+}
+
+// someDurations names the units of parseDuration that people need.
+const someDurations = "500ms, 10s, 2m, 24h or 30d"
+
+var days = regexp.MustCompile(`^[0-9]+d$`)
+
+// parseDuration reads a duration as Go writes them, or a number of days of 24
+// hours, such as 30d: what is kept for long is not counted in hours.
+func parseDuration(text string) (time.Duration, error) {
+	if !days.MatchString(text) {
+		return time.ParseDuration(text)
+	}
+	n, err := strconv.ParseInt(strings.TrimSuffix(text, "d"), 10, 64)
+	if err != nil || n > int64(math.MaxInt64/(24*time.Hour)) {
+		return 0, fmt.Errorf("%s is too long: the most is %dd", text, math.MaxInt64/(24*time.Hour))
+	}
+	return time.Duration(n) * 24 * time.Hour, nil
 }
 
 // shown is a value as people may see it.

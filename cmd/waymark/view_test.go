@@ -67,14 +67,14 @@ func TestParseTime(t *testing.T) {
 	for text, want := range map[string]time.Time{
 		"24h": now.Add(-24 * time.Hour), "7d": now.AddDate(0, 0, -7), "90m": now.Add(-90 * time.Minute),
 		"2026-01-31": time.Date(2026, 1, 31, 0, 0, 0, 0, time.UTC), "2026-01-31T12:00:00+01:00": time.Date(2026, 1, 31, 11, 0, 0, 0, time.UTC),
-		"999999d": now.AddDate(0, 0, -999_999), "2562047h": now.Add(-2562047 * time.Hour), "9999-12-31": time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC),
+		"106751d": now.AddDate(0, 0, -106_751), "030d": now.AddDate(0, 0, -30), "2562047h": now.Add(-2562047 * time.Hour), "9999-12-31": time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC),
 		"0001-01-01": time.Date(1, 1, 1, 0, 0, 0, 1000, time.UTC), // all the same a time
 	} {
 		if got, err := parseTime("--since", text, now); err != nil || !got.Equal(want) {
 			t.Errorf("parseTime(%q) = %v, %v; want %v", text, got, err, want)
 		}
 	}
-	for _, text := range []string{"x", "-1h", "9999999d", "2026-13-01", "1 day", "99999999999h", "10000-01-01", "٣d", "-0001-01-01"} {
+	for _, text := range []string{"x", "-1h", "-1d", "1.5d", "d", "106752d", "99999999999999999999d", "2026-13-01", "1 day", "99999999999h", "10000-01-01", "٣d", "-0001-01-01"} {
 		if got, err := parseTime("--since", text, now); err == nil {
 			t.Errorf("parseTime(%q) = %v, want an error", text, got)
 		}
