@@ -158,6 +158,7 @@ type application struct {
 type runState struct {
 	*workflow.State
 	fresh    bool       // has no row yet
+	created  time.Time  // if it is fresh
 	row      pgtype.TID // where the row is
 	logged   bool
 	logBytes int64 // what is stored of its logs, with those of the batch
@@ -249,24 +250,28 @@ func (a *application) load(ctx context.Context) error {
 	if err := a.conn.SendBatch(ctx, &q).Close(); err != nil {
 		return err
 	}
-	for _, id := range a.missing() {
-		a.states[id] = &runState{State: workflow.NewState(workflow.Run{ID: id}), fresh: true}
+	fresh := a.missing()
+	for i, id := range fresh {
+		// A microsecond apart: the newest is listed first, also of those that came at once.
+		created := a.now.Add(-time.Duration(len(fresh)-1-i) * time.Microsecond)
+		a.states[id] = &runState{State: workflow.NewState(workflow.Run{ID: id}), fresh: true, created: created}
 	}
 	crashpoint.Hit("store.locked")
 	return nil
 }
 
-// missing are the ids of workflows that have no row and are to get one: a
-// repeated message makes none, nor does a status where unknown workflows are
-// refused.
+// missing are the ids of workflows that have no row and are to get one, in the
+// order of arrival: a repeated message makes none, nor does a status where unknown
+// workflows are refused.
 func (a *application) missing() (ids []uuid.UUID) {
+	found := make(map[uuid.UUID]bool)
 	for i := range a.batch.Deliveries {
 		d := &a.batch.Deliveries[i]
 		id := d.WorkflowID()
-		if a.states[id] != nil || a.isSeen(a.ids[i]) || (d.Submission == nil && a.db.cfg.UnknownWorkflows == DeadLetterUnknown) {
+		if a.states[id] != nil || found[id] || a.isSeen(a.ids[i]) || (d.Submission == nil && a.db.cfg.UnknownWorkflows == DeadLetterUnknown) {
 			continue
 		}
-		ids = append(ids, id)
+		ids, found[id] = append(ids, id), true
 	}
 	return ids
 }

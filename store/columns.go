@@ -80,13 +80,13 @@ const (
 INSERT INTO workflows (created_at, updated_at, id, attempt, planned, jobs_created, jobs_queued, jobs_running, jobs_finished, jobs_failed, jobs_stopped,
     jobs_cached, status, at_created, at_running, at_finished, at_failed, at_deleted, at_stopped, at_queued, at_pending,
     specified_at, last_event_at, engine, claims, log_bytes, owner, name, priority, labels, submitted_at, run_number)
-SELECT $25, $25, id, attempt, planned, jobs_created, jobs_queued, jobs_running, jobs_finished, jobs_failed, jobs_stopped,
+SELECT created_at, $25, id, attempt, planned, jobs_created, jobs_queued, jobs_running, jobs_finished, jobs_failed, jobs_stopped,
     jobs_cached, status, at_created, at_running, at_finished, at_failed, at_deleted, at_stopped, at_queued, at_pending,
     specified_at, last_event_at, engine, claims::jsonb, log_bytes, owner, name, priority, labels::jsonb, submitted_at,
     CASE WHEN name = '' THEN 0 ELSE row_number() OVER (PARTITION BY owner, name ORDER BY submitted_at, id) +
         (SELECT coalesce(max(x.run_number), 0) FROM workflows AS x WHERE x.owner = u.owner AND x.name = u.name AND x.run_number > 0) END
-FROM unnest(` + runParameters + `, $26::text[], $27::text[], $28::integer[], $29::text[], $30::timestamptz[])
-     AS u(` + runNames + `, owner, name, priority, labels, submitted_at)`
+FROM unnest(` + runParameters + `, $26::text[], $27::text[], $28::integer[], $29::text[], $30::timestamptz[], $31::timestamptz[])
+     AS u(` + runNames + `, owner, name, priority, labels, submitted_at, created_at)`
 	sqlUpdateRuns = `
 UPDATE workflows AS w SET
     updated_at = $25, revision = w.revision + 1,
@@ -157,6 +157,7 @@ type freshColumns struct {
 	priority    []int32
 	labels      []string
 	submittedAt timeArray
+	createdAt   []time.Time
 }
 
 func (c *freshColumns) add(s *runState) {
@@ -167,11 +168,11 @@ func (c *freshColumns) add(s *runState) {
 	}
 	c.owner, c.name = append(c.owner, sub.User), append(c.name, sub.DisplayName())
 	c.priority, c.labels = append(c.priority, int32(sub.Priority)), append(c.labels, labelsOf(sub))
-	c.submittedAt = append(c.submittedAt, nullable(sub.EventTime))
+	c.submittedAt, c.createdAt = append(c.submittedAt, nullable(sub.EventTime)), append(c.createdAt, s.created)
 }
 
 func (c *freshColumns) args(now time.Time) []any {
-	return append(c.runColumns.args(), now, c.owner, c.name, c.priority, c.labels, c.submittedAt)
+	return append(c.runColumns.args(), now, c.owner, c.name, c.priority, c.labels, c.submittedAt, c.createdAt)
 }
 
 // labelsOf are the labels of a submission as JSON.

@@ -39,6 +39,39 @@ func ticking() func() time.Time {
 	return func() time.Time { now = now.Add(time.Minute); return now }
 }
 
+// What came later is listed first, also of what came at once.
+func TestWorkflowsOfOneBatch(t *testing.T) {
+	t.Parallel()
+	db := open(t)
+	a := newApplier(db)
+	var deliveries []workflow.Delivery
+	var want []uuid.UUID // newest first
+	for range 3 {
+		for range 50 {
+			id := runID()
+			want = slices.Insert(want, 0, id)
+			deliveries = append(deliveries, status(workflow.StatusMessage{WorkflowID: id, Status: workflow.StatusRunning, EventTime: noon}))
+		}
+		deliveries = append(deliveries, deliveries[7]) // a run speaks twice
+		a.apply(t, deliveries...)
+		deliveries = deliveries[:0]
+	}
+	page, err := db.Workflows(t.Context(), workflow.Filter{Limit: 1000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []uuid.UUID
+	for _, w := range page.Items {
+		got = append(got, w.ID)
+		if w.CreatedAt.After(w.UpdatedAt) {
+			t.Errorf("run %s was created at %v, after it changed last, at %v", w.ID, w.CreatedAt, w.UpdatedAt)
+		}
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("list of runs of three batches (-want +got):\n%s", d)
+	}
+}
+
 func TestWorkflows(t *testing.T) {
 	t.Parallel()
 	db := open(t, func(c *store.Config) { c.Now = ticking() })
