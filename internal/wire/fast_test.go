@@ -981,7 +981,15 @@ func TestFastEncodeEdges(t *testing.T) {
 		"too many of both": {func(m *workflow.StatusMessage) {
 			m.Progress = workflow.Progress{Total: workflow.JobIDs(slices.Repeat([]string{"a"}, schemas.DefaultMaxJobs-2)...)}
 		}, false},
-		"too large": {func(m *workflow.StatusMessage) { m.Logs = strings.Repeat("\x01", schemas.DefaultMaxBytes/6) }, false},
+		"path too long":        {func(m *workflow.StatusMessage) { m.Jobs[0].Path = strings.Repeat("p", maxPath+1) }, false},
+		"command too long":     {func(m *workflow.StatusMessage) { m.Jobs[0].Command = strings.Repeat("c", maxText+1) }, false},
+		"diagnostics too long": {func(m *workflow.StatusMessage) { m.Jobs[0].Diagnostics = strings.Repeat("d", maxText+1) }, false},
+		"too many values": {func(m *workflow.StatusMessage) {
+			m.Jobs[0].Result = json.RawMessage("[" + strings.Repeat("0,", schemas.DefaultMaxValues) + "0]")
+		}, false},
+		"largest":          {func(m *workflow.StatusMessage) { fillTo(t, m, schemas.DefaultMaxBytes) }, true},
+		"a byte too large": {func(m *workflow.StatusMessage) { fillTo(t, m, schemas.DefaultMaxBytes+1) }, false},
+		"too large":        {func(m *workflow.StatusMessage) { m.Logs = strings.Repeat("\x01", schemas.DefaultMaxBytes/6) }, false},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -992,6 +1000,19 @@ func TestFastEncodeEdges(t *testing.T) {
 			}
 		})
 	}
+}
+
+// fillTo gives m logs with which its body has so many bytes. They are few, and
+// grow when they are written.
+func fillTo(t *testing.T, m *workflow.StatusMessage, size int) {
+	t.Helper()
+	m.Logs = ""
+	body, err := EncodeStatus(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	missing := size - len(body)
+	m.Logs = strings.Repeat("\x01", missing/len(`\u0001`)) + strings.Repeat("x", missing%len(`\u0001`))
 }
 
 // The benchmarks show the fast path beside the way through the schema. Sizes
