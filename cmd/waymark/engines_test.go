@@ -191,8 +191,8 @@ func TestRunSnakemakeStopped(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-r.done
-	if r.ProcessState.ExitCode() == 0 {
-		t.Errorf("a stopped run ended with 0:\n%s", &r.stderr)
+	if code := r.ProcessState.ExitCode(); code != 1 {
+		t.Errorf("a stopped run ended with %d, want Snakemake's 1, as help exit-codes says:\n%s", code, &r.stderr)
 	}
 	got := s.awaitStatus(t, r.id, "stopped")
 	if got.Progress.Running != 0 || got.Progress.Finished != 1 {

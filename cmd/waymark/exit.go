@@ -36,10 +36,18 @@ const exitCodesHelp = `Every command ends with one of these:
   130  interrupted by Ctrl-C (143: by SIGTERM); serve and dev, which have no
        other end, exit with 0 after a clean stop
 
-"waymark run" ends like the workflow: 0 if it finished, else the exit code of
-the command that failed (124 if it timed out, 1 if it has none), or 128 plus the
-number of the signal that stopped it. "waymark dev -- COMMAND" ends with the
-exit code of COMMAND.`
+"waymark run serial" ends like the workflow: 0 if it finished, else the exit code
+of the command that failed (124 if it timed out, 1 if it has none), or 128 plus
+the number of the signal that stopped it.
+
+"waymark run ENGINE -- COMMAND" ends with the exit code of COMMAND, 128 plus the
+number of the signal if one ended it; 127 if there is no such program, 126 if it
+cannot be started. An engine that handles the signal chooses its code: after
+Ctrl-C Snakemake ends with 1, cwltool and Toil with 130; after SIGTERM Snakemake
+and Toil with 1, cwltool with 15. Whether a run failed or was stopped "waymark
+watch" tells apart.
+
+"waymark dev -- COMMAND" ends with the exit code of COMMAND.`
 
 // exitError is an error with an exit code of its own. With a nil err there is
 // nothing left to say.

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.yaml.in/yaml/v3"
 
+	"waymark/engines"
 	"waymark/internal/servicetest"
 )
 
@@ -177,5 +178,16 @@ func TestLimitsAreDocumented(t *testing.T) {
 		if bounds := strings.HasPrefix(name, "max_") || strings.Contains(name, "_max_"); bounds && !strings.Contains(limits, "`"+s.key+"`") {
 			t.Errorf("docs/operations.md does not name the limit %s", s.key)
 		}
+	}
+	for _, row := range []string{
+		fmt.Sprintf("| log of one job, as `waymark run` tells it | %d KiB;", engines.TailSize>>10),
+		fmt.Sprintf("| lines of `logs --tail` | %d 000 |", maxTail/1000),
+	} {
+		if !strings.Contains(limits, row) {
+			t.Errorf("docs/operations.md has no limit %q", row)
+		}
+	}
+	if tail := fmt.Sprintf("Of what it wrote the last %d KiB go\nto the database", engines.TailSize>>10); !strings.Contains(readText(t, "../../README.md"), tail) {
+		t.Errorf("README.md does not say %q", tail)
 	}
 }

@@ -165,7 +165,8 @@ A setting in the environment or in a file that cannot be used is said, and the r
 is not reported; with --require-broker nothing is run then.
 
 The first Ctrl-C or SIGTERM is passed to the engine and its jobs, the second
-kills what is left of them. An engine cannot read from a terminal here.`
+kills what is left of them; "waymark help exit-codes" says with what engines end
+then. An engine cannot read from a terminal here.`
 
 func (a *app) runWatchedCommand(e watchedEngine) *cobra.Command {
 	var f watchedFlags

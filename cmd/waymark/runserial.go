@@ -41,8 +41,9 @@ how to follow it.
 
 Commands run with /bin/sh in a workspace folder, as this user and without
 containers: run only what you trust. The inputs that reana.yaml declares are
-copied there from beside it. Their output goes to files in the workspace and,
-the end of it, to the database; with --quiet it is not shown here.
+copied there from beside it. Their output goes to files in .waymark/logs of the
+workspace and, the last 64 KiB of each command's, to the database; with --quiet it
+is not shown here.
 
 A file that is not there, or cannot be used, is a run that failed: it is reported,
 with the reason, if there is a broker. What is typed wrongly begins none, nor does
