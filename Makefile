@@ -7,7 +7,7 @@ help: ## Print this help
 
 .PHONY: build
 build: ## Build bin/waymark
-	go build -o bin/waymark ./cmd/waymark
+	deploy/build
 
 .PHONY: demo
 demo: ## Run real workflows on real servers, and show what Waymark sees
