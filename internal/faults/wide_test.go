@@ -375,13 +375,12 @@ func wideScenarios() (all []scenario) {
 	}
 	for _, f := range []fault{databaseCut, terminated, postgresDies} {
 		add(f.who, f.what, inCopy, func(w *site) {
-			p := w.standCopying()
-			begin := f.begin
-			f.begin = func(w *site, p *process) {
-				begin(w, p)
+			inside := f
+			inside.begin = func(w *site, p *process) {
+				f.begin(w, p)
 				p.database.set(flow{}, toServer)
 			}
-			w.inflict(f, p)
+			w.inflict(inside, w.standCopying())
 		}).server = f.server
 	}
 	for _, f := range []fault{databaseCut, answerLost} {
@@ -395,12 +394,13 @@ func wideScenarios() (all []scenario) {
 		{"runs", "UPDATE SCHEMA_.workflows SET updated_at = updated_at"},
 		{"jobs", "UPDATE SCHEMA_.jobs SET name = name"},
 	} {
-		add("database", "rows of "+rows.of+" are changed by somebody who takes no locks", locked.words, func(w *site) { w.moved(rows.change, false) }).quick = rows.of == "runs"
-		add("database", "rows of "+rows.of+" are changed by somebody who takes no locks, and for whom it waits", locked.words, func(w *site) { w.moved(rows.change, true) })
-	}
-	for i := range all {
-		if strings.Contains(all[i].what, "takes no locks") {
-			all[i].settle = (*site).settleFoldedAgain
+		for _, waits := range []bool{false, true} {
+			what := "rows of " + rows.of + " are changed by somebody who takes no locks"
+			if waits {
+				what += ", and for whom it waits"
+			}
+			one := add("database", what, locked.words, func(w *site) { w.moved(rows.change, waits) })
+			one.quick, one.settle = rows.of == "runs" && !waits, (*site).settleFoldedAgain
 		}
 	}
 	return all
