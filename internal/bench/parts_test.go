@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -146,6 +147,27 @@ func TestWhileWell(t *testing.T) {
 			t.Errorf("interrupted: %v, want that", err)
 		}
 	})
+}
+
+// What a benchmark here calls an allocation is what one of Go's does.
+func TestAllocationsAreThoseOfGoBenchmarks(t *testing.T) {
+	const n = 100_000
+	keep := make([]any, n)
+	from := now()
+	for i := range keep {
+		keep[i] = [2]int32{int32(i), 1} // small, without pointers
+	}
+	to := now()
+	runtime.KeepAlive(keep)
+	// The runtime counts the last few hundred later; other tests allocate, too.
+	if got := to.allocations - from.allocations; got < n*9/10 {
+		t.Errorf("%d allocations of a few bytes were counted as %d", n, got)
+	}
+	c := (&Result{}).of("x")
+	c.addUsage(n, from, to)
+	if got := c.Metric("allocated").Median; got < 7 {
+		t.Errorf("%v bytes for each of 8", got)
+	}
 }
 
 func TestPercentile(t *testing.T) {
