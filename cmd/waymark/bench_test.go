@@ -130,6 +130,25 @@ func TestBenchInterrupted(t *testing.T) {
 	}
 }
 
+// Certificates and password files serve a benchmark, and the process that it
+// measures, as they do any other command.
+func TestBenchTLS(t *testing.T) {
+	t.Parallel()
+	s := newSecureSite(t, newAuthority(t, "bench"))
+	e := s.but("CONSUMER_BATCH_SIZE=20", "CONSUMER_PREFETCH=40")
+	state := t.TempDir()
+	e["XDG_STATE_HOME"] = state
+	got := e.run(t, "bench", "end-to-end", "--messages", "400", "--warm-up", "20", "--runs", "1", "--consumers", "1", "--workflows", "10", "--serve", "--json").want(t, exitOK)
+	var r bench.Result
+	decodeJSON(t, got.stdout, &r)
+	if r.Case(bench.CaseServe) == nil || r.Environment.RabbitMQ == "" || r.Environment.PostgreSQL == "" {
+		t.Errorf("over TLS not everything was measured:\n%s", got.stdout)
+	}
+	if left, err := filepath.Glob(filepath.Join(state, "waymark", "bench", "*")); err != nil || len(left) > 0 {
+		t.Errorf("its journal says that something is left: %q, %v\n%s", left, err, got.stderr)
+	}
+}
+
 // unread is standard error whose reader has gone after some lines, as in
 // "2>&1 | head -2".
 type unread struct{ lines atomic.Int32 }

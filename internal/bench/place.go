@@ -59,11 +59,13 @@ func (b *Bench) open(ctx context.Context, onBroker, onDatabase bool) (_ *place, 
 			return nil, err
 		}
 		p.blocked = blocked(p.conn)
-		uri, err := amqp.ParseURI(b.cfg.BrokerURL)
-		if err != nil {
-			return nil, fmt.Errorf("reading the AMQP URL: %w", err)
+		at := p.conn.RemoteAddr().String()
+		// As it was given, if it is a form that the library reads: a name may stand
+		// for the nodes of a cluster, which have the same queues.
+		if uri, err := amqp.ParseURI(strings.TrimSpace(b.cfg.BrokerURL)); err == nil {
+			at = net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port))
 		}
-		p.onBroker = net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port)) + "/" + p.conn.Config.Vhost
+		p.onBroker = at + "/" + p.conn.Config.Vhost
 	}
 	if onDatabase {
 		// store says better than pgx what is wrong with a URL.
