@@ -377,6 +377,8 @@ func TestWrongLoads(t *testing.T) {
 		_, err = b.EndToEnd(ctx, small, consumers, false)
 		wantLoadError(t, fmt.Sprintf("%v consumers", consumers), err)
 	}
+	_, err = b.EndToEnd(ctx, with(func(l *Load) { l.Messages = 499 }), []int{1}, false)
+	wantLoadError(t, "less than a batch", err)
 	for _, jobs := range [][]int{{-1}, {1e12}, {20, 20}} {
 		_, err = b.Wide(ctx, small, jobs)
 		wantLoadError(t, fmt.Sprintf("%v jobs", jobs), err)
@@ -410,6 +412,7 @@ func TestWrongLoads(t *testing.T) {
 		"0 runs":             func(l *ReportLoad) { l.Runs = 0 },
 		"no duration":        func(l *ReportLoad) { l.Duration = 0 },
 		"too long":           func(l *ReportLoad) { l.Duration = time.Hour },
+		"less than a batch":  func(l *ReportLoad) { l.Messages = 499 },
 		"too many workflows": func(l *ReportLoad) { l.Workflows = 60_000_000 },
 	} {
 		l := ReportLoad{Messages: 1, Runs: 1, Duration: time.Second, Workflows: 1}

@@ -32,7 +32,7 @@ func CaseConsumers(n int) string {
 //
 // With serve a "waymark serve" process does it as well: see [Bench.serve].
 func (b *Bench) EndToEnd(ctx context.Context, l Load, consumers []int, serve bool) (*Result, error) {
-	if err := listed("consumers", consumers, 1, mostConsumers); err != nil {
+	if err := cmp.Or(listed("consumers", consumers, 1, mostConsumers), b.moreThanABatch(l)); err != nil {
 		return nil, err
 	}
 	if serve && b.cfg.Serve == nil {
@@ -43,6 +43,15 @@ func (b *Bench) EndToEnd(ctx context.Context, l Load, consumers []int, serve boo
 		return nil, err
 	}
 	return finish(ctx, p, r, b.endToEnd(ctx, p, r, l, consumers, serve))
+}
+
+// moreThanABatch returns a *LoadError if the clock of a consumer could start and
+// stop with one batch.
+func (b *Bench) moreThanABatch(l Load) error {
+	if l.WarmUp > 0 && l.Messages >= 1 && l.Messages < b.cfg.BatchSize {
+		return invalid("messages", "%d is too small: the least is a batch, %d", l.Messages, b.cfg.BatchSize)
+	}
+	return nil
 }
 
 func (b *Bench) endToEnd(ctx context.Context, p *place, r *Result, l Load, consumers []int, serve bool) error {

@@ -155,7 +155,9 @@ func (b *Bench) latencyOnce(ctx context.Context, p *place, c *Case, db *store.DB
 		}
 		var began time.Time
 		err := whileWell(working, b.patience, pub.LastError, func(ctx context.Context) (err error) {
-			began, err = send(ctx, pub, w, newTraffic(l.Workflows, l.Jobs), rate, total)
+			began, err = send(ctx, pub, w, newTraffic(l.Workflows, l.Jobs), rate, total, func(sent int, late time.Duration) {
+				b.progress("latency: %s of %s messages sent, %s late: more than is carried", Number(float64(sent)), Number(float64(total)), late.Round(time.Second))
+			})
 			return err
 		})
 		if err != nil {
@@ -178,15 +180,23 @@ func (b *Bench) latencyOnce(ctx context.Context, p *place, c *Case, db *store.DB
 	return errors.Join(p.deleteQueue(queues.Status), p.deleteQueue(queues.Submission))
 }
 
-// send publishes total messages, each when it is due.
-func send(ctx context.Context, pub *publisher.Publisher, w *watcher, t *traffic, rate float64, total int) (began time.Time, err error) {
+// lateEvery is how often it is told that messages are sent later than they are
+// due, by as much at least: a run then takes longer than was asked for.
+const lateEvery = 3 * time.Second
+
+// send publishes total messages, each when it is due. It tells if it is late.
+func send(ctx context.Context, pub *publisher.Publisher, w *watcher, t *traffic, rate float64, total int, tell func(sent int, late time.Duration)) (began time.Time, err error) {
 	began = time.Now()
+	told := began
 	for i := range total {
 		due := began.Add(time.Duration(float64(i) / rate * float64(time.Second)))
 		if wait := time.Until(due); wait > 0 {
 			if err := pause(ctx, wait); err != nil {
 				return began, err
 			}
+		} else if -wait >= lateEvery && time.Since(told) >= lateEvery {
+			told = time.Now()
+			tell(i, -wait)
 		}
 		// Event times are kept to the microsecond.
 		m := t.next().message(due.UTC().Truncate(time.Microsecond))

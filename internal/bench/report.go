@@ -101,11 +101,11 @@ const (
 // Report runs every benchmark. Bodies have REANA's encoding where the consumer
 // reads them, as that is the costlier one.
 func (b *Bench) Report(ctx context.Context, l ReportLoad) (*Report, error) {
-	if err := l.validate(); err != nil {
+	load := Load{Messages: l.Messages, WarmUp: l.Messages / 10, Runs: l.Runs, Size: largeBody, Jobs: 20, Workflows: 1000}
+	if err := cmp.Or(l.validate(), b.moreThanABatch(load)); err != nil {
 		return nil, err
 	}
 	report := &Report{}
-	load := Load{Messages: l.Messages, WarmUp: l.Messages / 10, Runs: l.Runs, Size: largeBody, Jobs: 20, Workflows: 1000}
 	reana := *b
 	reana.cfg.Encoding = publisher.EncodingReana
 	run := func(r *Result, err error) (*Result, error) {
