@@ -143,6 +143,17 @@ func wantEnvironment(t *testing.T, r *Result, onBroker, onDatabase bool) {
 	if r.At.IsZero() {
 		t.Error("the result does not say when it was found")
 	}
+	needed := map[string][]string{
+		"publish": {"messages", "warm_up", "body_bytes", "window", "encoding", "topology"}, "drain": {"messages", "warm_up", "jobs", "workflows", "body_bytes", "prefetch", "ack_every", "encoding", "gc_percent"},
+		"apply": {"messages", "warm_up", "jobs", "workflows"}, "end-to-end": {"messages", "warm_up", "jobs", "workflows", "body_bytes", "encoding", "topology", "batch_size", "prefetch", "linger", "gc_percent"},
+		"latency": {"duration", "jobs", "workflows", "encoding", "window", "topology", "batch_size", "linger"},
+		"wide":    {"messages", "warm_up", "batch_size"}, "read": {"workflows", "jobs", "queries", "rate", "messages", "batch_size"},
+	}[r.Benchmark]
+	for _, name := range append(needed, "runs") {
+		if !slices.ContainsFunc(r.Settings, func(s Setting) bool { return s.Name == name && s.Value != "" }) {
+			t.Errorf("bench %s does not say with which %s it ran: %v", r.Benchmark, name, r.Settings)
+		}
+	}
 	if len(r.Settings) == 0 || len(r.Notes) == 0 {
 		t.Errorf("settings %v, notes %q: want both", r.Settings, r.Notes)
 	}

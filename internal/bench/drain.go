@@ -19,9 +19,11 @@ func (b *Bench) drain(ctx context.Context, p *place, r *Result, l Load) error {
 	r.set("warm_up", l.WarmUp)
 	r.set("jobs", l.Jobs)
 	r.set("workflows", l.Workflows)
+	r.set("body_bytes", l.Size)
 	r.set("prefetch", b.cfg.Prefetch)
 	r.set("ack_every", b.cfg.BatchSize)
 	r.set("encoding", b.cfg.Encoding)
+	r.set("gc_percent", b.gcPercent())
 	r.note("No decoding, no database. CPU and allocations are of this process, the client's side.")
 	for run := range l.Runs {
 		for i, k := range queueKinds {

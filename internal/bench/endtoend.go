@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -65,6 +67,7 @@ func (b *Bench) endToEnd(ctx context.Context, p *place, r *Result, l Load, consu
 	r.set("batch_size", b.cfg.BatchSize)
 	r.set("prefetch", b.cfg.Prefetch)
 	r.set("linger", b.linger())
+	r.set("gc_percent", b.gcPercent())
 	r.note("Rates are of committed messages: a message counts when the transaction that holds its effect has committed. Every message is decoded and validated.")
 	r.note("The raw drain takes the same messages from the same kind of queue with the same prefetch and does nothing with them.")
 	r.note("CPU and allocations are of this process: the consumer's side of everything, not the broker's nor the database's. WAL is the whole server's.")
@@ -264,6 +267,14 @@ func (m *meter) window() (from, to moment, n, batches int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.from, m.to, m.last - m.first, m.batches
+}
+
+// gcPercent as it is shown.
+func (b *Bench) gcPercent() string {
+	if b.cfg.GCPercent == 0 {
+		return cmp.Or(os.Getenv("GOGC"), "default")
+	}
+	return strconv.Itoa(b.cfg.GCPercent)
 }
 
 // linger as it is shown.
