@@ -59,39 +59,46 @@ var errApplied = errors.New("the batch was applied before")
 
 func (db *DB) applyOnce(ctx context.Context, b *workflow.Batch) (outcomes []workflow.Outcome, err error) {
 	// A server that has gone silent must not hold the batch for ever.
-	ctx, cancel := context.WithTimeout(ctx, db.cfg.ApplyTimeout)
+	trying, cancel := context.WithTimeout(ctx, db.cfg.ApplyTimeout)
 	defer cancel()
-	err = withPgx(ctx, db.applies, func(conn *pgx.Conn) error {
-		defer endTransaction(ctx, conn)
-		a := &application{db: db, conn: conn, batch: b, now: db.now()}
-		if err := a.load(ctx); err != nil {
-			return err
-		}
-		if b.Held != nil && slices.ContainsFunc(b.Deliveries, onlyDigest) {
-			if err := b.Held(ctx); err != nil {
-				return err
-			}
-		}
-		if err := a.fold(); err != nil {
-			outcomes = a.outcomes
-			return err
-		}
-		if err := a.write(ctx); err != nil {
-			return err
-		}
-		outcomes = a.outcomes
-		crashpoint.Hit("store.written")
-		err = commit(ctx, conn)
-		crashpoint.Hit("store.committed")
-		if err == nil && a.forgets {
-			db.recent.forgot(b.Session, b.Settled)
-		}
+	err = withPgx(trying, db.applies, func(conn *pgx.Conn) error {
+		outcomes, err = db.applyOn(trying, conn, b)
 		return err
 	})
-	if errors.Is(err, errApplied) {
+	switch {
+	case errors.Is(err, errApplied):
 		return nil, nil
+	case err != nil && trying.Err() != nil:
+		db.endStalled(ctx)
 	}
 	return outcomes, err
+}
+
+// applyOn applies a batch in one transaction of conn.
+func (db *DB) applyOn(ctx context.Context, conn *pgx.Conn, b *workflow.Batch) ([]workflow.Outcome, error) {
+	defer endTransaction(ctx, conn)
+	a := &application{db: db, conn: conn, batch: b, now: db.now()}
+	if err := a.load(ctx); err != nil {
+		return nil, err
+	}
+	if b.Held != nil && slices.ContainsFunc(b.Deliveries, onlyDigest) {
+		if err := b.Held(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if err := a.fold(); err != nil {
+		return a.outcomes, err
+	}
+	if err := a.write(ctx); err != nil {
+		return nil, err
+	}
+	crashpoint.Hit("store.written")
+	err := commit(ctx, conn)
+	crashpoint.Hit("store.committed")
+	if err == nil && a.forgets {
+		db.recent.forgot(b.Session, b.Settled)
+	}
+	return a.outcomes, err
 }
 
 // sqlBegin travels with the first statements of a transaction: a round trip less

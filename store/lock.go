@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"hash/crc32"
 
 	"github.com/google/uuid"
@@ -47,5 +48,37 @@ func (db *DB) lockRuns(q *pgx.Batch, ids []uuid.UUID) {
 	for i, id := range ids {
 		hashes[i] = int64(crc32.ChecksumIEEE(id[:]))
 	}
-	q.Queue(sqlLockRuns, int32(crc32.ChecksumIEEE([]byte("waymark "+db.cfg.Schema))), hashes)
+	q.Queue(sqlLockRuns, db.lockClass(), hashes)
+}
+
+// lockClass is the first of the two numbers of a lock, the same for all runs of a
+// schema.
+func (db *DB) lockClass() int32 {
+	return int32(crc32.ChecksumIEEE([]byte("waymark " + db.cfg.Schema)))
+}
+
+// A consumer that stops or vanishes in the middle of what it sends, a COPY or a
+// batch of statements, keeps its locks: the server waits for the rest, and no
+// timeout of it counts there. So who has waited for the locks in vain ends such a
+// session, if it is of the same role and has stood for as long as
+// idle_in_transaction_session_timeout would have let it.
+const sqlEndStalled = `
+SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity AS a
+WHERE datname = current_database() AND usename = current_user AND state = 'active' AND wait_event = 'ClientRead'
+  AND query_start < clock_timestamp() - make_interval(secs => $1)
+  AND EXISTS (SELECT FROM pg_locks AS l WHERE l.pid = a.pid AND l.database = a.datid AND l.locktype = 'advisory' AND l.objsubid = 2
+              AND l.classid = $2 AND l.granted)`
+
+// endStalled ends the sessions that hold locks of runs and wait for their client.
+func (db *DB) endStalled(ctx context.Context) {
+	patience := db.cfg.ApplyTimeout / 2
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	var ended int
+	err := withPgx(ctx, db.applies, func(conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, sqlEndStalled, patience.Seconds(), uint32(db.lockClass())).Scan(&ended)
+	})
+	if err == nil && ended > 0 { // otherwise the batch, which is tried again, tells what is wrong
+		db.cfg.Logger.Warn("ended sessions of consumers that stood still while they held locks", "schema", db.cfg.Schema, "sessions", ended)
+	}
 }

@@ -5,14 +5,21 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"hash/crc32"
+	"io"
+	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"waymark/internal/servicetest"
+	"waymark/store"
 	"waymark/workflow"
 )
 
@@ -274,5 +281,82 @@ func TestTurns(t *testing.T) {
 	}
 	if err := <-answered; err != nil {
 		t.Errorf("the large batch, when it had its turn: %v", err)
+	}
+}
+
+// A consumer that stands still in the middle of what it sends holds the others up
+// for no longer than one that stands between two statements. Whoever else stands
+// there, and holds no lock of ours, is left alone.
+func TestStalledConsumerIsEnded(t *testing.T) {
+	t.Parallel()
+	d := servicetest.Database(t)
+	var said strings.Builder
+	db, err := store.Open(t.Context(), store.Config{ApplyTimeout: 2 * time.Second, Logger: slog.New(slog.NewTextHandler(&said, nil)), Schema: d.Schema, URL: d.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	// stall leaves a session in the middle of COPY, after other statements, and
+	// returns how that ends.
+	stall := func(before, columns string) (pid uint32, ended chan error) {
+		conn, err := pgx.Connect(t.Context(), d.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Exec(t.Context(), `SET search_path = `+d.Schema+`; BEGIN; `+before); err != nil {
+			t.Fatal(err)
+		}
+		rest, more := io.Pipe()
+		ended = make(chan error, 1)
+		var copying sync.WaitGroup
+		copying.Go(func() {
+			_, err := conn.PgConn().CopyFrom(context.Background(), rest, `COPY `+columns+` FROM STDIN`)
+			ended <- err
+		})
+		t.Cleanup(func() {
+			more.Close()
+			copying.Wait()
+			conn.Close(context.Background())
+		})
+		return conn.PgConn().PID(), ended
+	}
+	locks := fmt.Sprintf(`SELECT count(pg_advisory_xact_lock(%d, stripe)) FROM generate_series(0, current_setting('max_locks_per_transaction')::integer *
+		current_setting('max_connections')::integer / 4) AS stripe`, int32(crc32.ChecksumIEEE([]byte("waymark "+d.Schema))))
+	pid, stalled := stall(`LOCK TABLE apply_turns IN EXCLUSIVE MODE; `+locks, `jobs (workflow_id, job_id)`)
+	bystander, other := stall(`CREATE TEMP TABLE mine (a text)`, `mine`)
+
+	a := newApplier(db)
+	next := load(64, 1)
+	var many []workflow.Delivery
+	for range 64 {
+		many = append(many, next())
+	}
+	b := a.batch(many...)
+	servicetest.Eventually(t, time.Minute, "the batch is applied", func() error {
+		_, err := db.Apply(t.Context(), b)
+		return err
+	})
+	select {
+	case err := <-stalled:
+		if pg, is := errors.AsType[*pgconn.PgError](err); is && pg.Code != "57P01" || err == nil {
+			t.Errorf("the session %d that stood still ended with %v, want it ended by somebody", pid, err)
+		}
+	case <-time.After(time.Minute):
+		t.Errorf("the session %d that stood still goes on", pid)
+	}
+	if !strings.Contains(said.String(), "stood still") {
+		t.Errorf("that it ended a session is not logged: %q", said.String())
+	}
+	var alive int
+	if err := raw(t, d).QueryRow(`SELECT count(*) FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'ClientRead'`, bystander).Scan(&alive); err != nil || alive != 1 {
+		t.Errorf("a session that holds no lock of ours is gone (%v)", err)
+	}
+	select {
+	case err := <-other:
+		t.Errorf("the COPY of somebody else ended with %v", err)
+	default:
 	}
 }

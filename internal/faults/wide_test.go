@@ -367,6 +367,11 @@ func wideScenarios() (all []scenario) {
 		w.lose(w.standWide(locked.at(2), w.serve()))
 		w.mended = time.Now()
 	})
+	// The database waits for the rest, and no timeout of its own counts.
+	add("consumer", "its machine vanishes with the turn, for which another waits", inCopy, func(w *site) {
+		w.lose(w.standCopying(w.serve()))
+		w.mended = time.Now()
+	})
 	add("consumer", "four at once", "all waiting for the turn", fourAtOnce)
 
 	for _, has := range []bool{false, true} {
