@@ -109,7 +109,7 @@ func (c *Consumer) session(ctx context.Context) (err error) {
 	}
 	<-gathered
 	switch {
-	case ctx.Err() == nil && err == nil:
+	case ctx.Err() == nil && (err == nil || errors.Is(err, amqp.ErrClosed)): // which says nothing of why
 		<-s.gone
 		err = s.err
 		fallthrough

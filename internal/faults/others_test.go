@@ -40,7 +40,8 @@ func othersScenarios() (all []scenario) {
 	add("broker", "a queue is deleted and declared again, and all is published again", written.words, false, redeclared)
 	add("broker", "a queue is deleted and declared otherwise, until somebody deletes it", written.words, false, declaredOtherwise)
 	add("broker", "closes the channel, for acks take too long", afterCommit.words, true, func(w *site) {
-		w.impatient(afterCommit, fault{begin: func(w *site, _ *process) { w.last(4 * time.Second) }, felt: ended}, 1)
+		p := w.impatient(afterCommit, fault{begin: func(w *site, _ *process) { w.last(4 * time.Second) }, felt: ended}, 1)
+		p.awaitSaid(w, tookTooLong)
 		servicetest.Eventually(w, patience, "what was committed and taken back comes again", func() error {
 			l, err := w.ledger()
 			if err == nil && l.received <= w.published {
@@ -54,8 +55,6 @@ func othersScenarios() (all []scenario) {
 			begin: func(_ *site, p *process) { p.database.refuse(true) }, felt: ended, lasts: 8 * time.Second,
 			end: func(_ *site, p *process) { p.database.refuse(false) },
 		}, 2)
-		// It has nothing to say to the broker meanwhile, and so hears why; a late ack
-		// would only find the channel closed.
 		if n := strings.Count(p.stderr.String(), tookTooLong); n < 2 {
 			w.Errorf("the consumer said %d times why its session ended, want 2 or more; it said:\n%s", n, p.stderr.String())
 		}
