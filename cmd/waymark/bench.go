@@ -194,7 +194,7 @@ func benchError(err error) error {
 	if refused, ok := errors.AsType[*amqp.Error](err); ok && refused.Code == amqp.AccessRefused && strings.Contains(err.Error(), "waymark-bench-") {
 		return fmt.Errorf("%w; but a benchmark's user must be let configure, write and read all queues waymark-bench-…", err)
 	}
-	if _, ok := errors.AsType[net.Error](err); ok || errors.Is(err, io.ErrUnexpectedEOF) {
+	if _, ok := errors.AsType[*net.OpError](err); ok || errors.Is(err, io.ErrUnexpectedEOF) {
 		return unreachable(err)
 	}
 	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {

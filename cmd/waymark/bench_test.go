@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"fmt"
+	"io"
+	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -14,8 +17,10 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"waymark/internal/bench"
+	"waymark/internal/broker"
 	"waymark/internal/servicetest"
 )
 
@@ -203,6 +208,28 @@ func TestBenchWithoutRights(t *testing.T) {
 	got := e.run(t, "bench", "apply", "--messages", "1", "--runs", "1").want(t, exitUnreachable)
 	if !strings.Contains(got.stderr, "GRANT CREATE ON DATABASE") || got.stdout != "" {
 		t.Errorf("without the right to create a schema it says %q and writes %q, want what is needed and nothing", got.stderr, got.stdout)
+	}
+}
+
+func TestBenchExitCodes(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		err  error
+		code int
+	}{
+		{&bench.LoadError{Parameter: "messages", Problem: "too many"}, exitUsage},
+		{fmt.Errorf("applying: %w", &net.OpError{Op: "write", Err: net.ErrClosed}), exitUnreachable},
+		{fmt.Errorf("asking: %w", io.ErrUnexpectedEOF), exitUnreachable},
+		{fmt.Errorf("creating: %w", &pgconn.PgError{Code: "25006"}), exitUnreachable},
+		{&broker.Error{Problem: "away"}, exitUnreachable},
+		// Neither what a process of ours does nor what a database cannot is the servers' absence.
+		{&os.PathError{Op: "open", Path: "/proc/1/stat", Err: syscall.ENOENT}, exitFailed},
+		{&pgconn.PgError{Code: "53100"}, exitFailed},
+	} {
+		a := &app{stderr: io.Discard}
+		if got := a.exitCode(t.Context(), benchError(test.err)); got != test.code {
+			t.Errorf("%v ends with %d, want %d", test.err, got, test.code)
+		}
 	}
 }
 
