@@ -93,6 +93,30 @@ func TestMetricsAreDocumented(t *testing.T) {
 	})
 }
 
+// What the manual has Prometheus read is a configuration of it, beside the rules.
+func TestScrapeConfig(t *testing.T) {
+	t.Parallel()
+	promtool, err := exec.LookPath("promtool")
+	if err != nil {
+		t.Fatalf("%v: deploy/install-deps --promtool installs it", err)
+	}
+	_, config, _ := strings.Cut(readText(t, operations), "```yaml\n# prometheus.yml\n")
+	config, _, ok := strings.Cut(config, "```")
+	if !ok {
+		t.Fatalf("%s has no prometheus.yml", operations)
+	}
+	dir := t.TempDir()
+	for name, text := range map[string]string{"prometheus.yml": config, "waymark.rules.yaml": readText(t, filepath.Join(alerts, "waymark.rules.yaml"))} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, err := exec.CommandContext(t.Context(), promtool, "check", "config", filepath.Join(dir, "prometheus.yml")).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "1 rule files found") {
+		t.Errorf("promtool check config: %v\n%s", err, out)
+	}
+}
+
 type rule struct {
 	Alert       string
 	Expr        string
