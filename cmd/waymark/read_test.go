@@ -174,7 +174,7 @@ func TestJobsOfImpossibleTimes(t *testing.T) {
 			t.Errorf("duration of job %s is %v, want %v", j.ID, j.Duration, want)
 		}
 	}
-	for _, args := range [][]string{{"--since", "999999d"}, {"--until", "9999-12-31"}, {"--since", "0001-01-01"}, {"--since", "2562047h", "--name", `*\%_*`}, {"--all", "--limit", "1"}} {
+	for _, args := range [][]string{{"--since", "106751d"}, {"--until", "9999-12-31"}, {"--since", "0001-01-01"}, {"--since", "2562047h", "--name", `*\%_*`}, {"--all", "--limit", "1"}} {
 		a.run(t, append([]string{"list", "--json"}, args...)...).want(t, exitOK)
 	}
 	if got := a.run(t, "list", "--until", "0001-01-01").want(t, exitOK); got.stdout != "" {
