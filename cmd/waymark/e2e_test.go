@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -1084,6 +1085,35 @@ func TestRunSerialStopped(t *testing.T) {
 	}
 	s.awaitStatus(t, "long", "stopped")
 	s.run(t, "watch", "long").want(t, exitStopped)
+}
+
+// A run is stopped by whatever stops other programs, among it that its terminal
+// is closed, and its end is told.
+func TestRunSerialStoppedBySignals(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.serve(t)
+	for sent, code := range map[syscall.Signal]int{syscall.SIGHUP: 129, syscall.SIGINT: 130, syscall.SIGQUIT: 131, syscall.SIGTERM: 143} {
+		marker, id := filepath.Join(t.TempDir(), "began"), uuid.NewString()
+		cmd := program(t, s.environment, "run", "serial", "-q", "--id", id, "--workspace", t.TempDir(), "-f", reanaYAML(t, "touch "+marker+"; exec sleep 1000"))
+		var said strings.Builder
+		cmd.Stderr = &said
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		servicetest.Eventually(t, patience, "the command runs", func() error {
+			_, err := os.Stat(marker)
+			return err
+		})
+		if err := cmd.Process.Signal(sent); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Wait(); cmd.ProcessState.ExitCode() != code {
+			t.Errorf("after %v the run ends with %d (%v), want %d; it said:\n%s", sent, cmd.ProcessState.ExitCode(), err, code, said.String())
+			continue
+		}
+		s.awaitStatus(t, id, "stopped")
+	}
 }
 
 func TestRunSerialWithoutBroker(t *testing.T) {

@@ -8,7 +8,6 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/google/uuid"
@@ -120,7 +119,7 @@ func (a *app) runSerial(cmd *cobra.Command, f *serialFlags) error {
 
 	// The signals are the engine's from here on: the first stops the run, the
 	// second cuts short the time that its command has for ending.
-	ctx, hurry, stop := engines.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+	ctx, hurry, stop := engines.NotifyContext(cmd.Context(), stopSignals()...)
 	defer stop()
 	view := a.serialView(f.quiet)
 	to, closePublisher, err := a.reporting(ctx, cmd, c, &f.reportFlags, hurry, view)
