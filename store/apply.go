@@ -68,7 +68,7 @@ func (db *DB) applyOnce(ctx context.Context, b *workflow.Batch) (outcomes []work
 	switch {
 	case errors.Is(err, errApplied):
 		return nil, nil
-	case err != nil && trying.Err() != nil:
+	case err != nil && trying.Err() != nil && ctx.Err() == nil:
 		db.endStalled(ctx)
 	}
 	return outcomes, err

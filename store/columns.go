@@ -83,7 +83,7 @@ INSERT INTO workflows (created_at, updated_at, id, attempt, planned, jobs_create
 SELECT created_at, $25, id, attempt, planned, jobs_created, jobs_queued, jobs_running, jobs_finished, jobs_failed, jobs_stopped,
     jobs_cached, status, at_created, at_running, at_finished, at_failed, at_deleted, at_stopped, at_queued, at_pending,
     specified_at, last_event_at, engine, claims::jsonb, log_bytes, owner, name, priority, labels::jsonb, submitted_at,
-    CASE WHEN name = '' THEN 0 ELSE row_number() OVER (PARTITION BY owner, name ORDER BY submitted_at, id) +
+    CASE WHEN name = '' THEN 0 ELSE row_number() OVER (PARTITION BY owner, name ORDER BY submitted_at, created_at, id) +
         (SELECT coalesce(max(x.run_number), 0) FROM workflows AS x WHERE x.owner = u.owner AND x.name = u.name AND x.run_number > 0) END
 FROM unnest(` + runParameters + `, $26::text[], $27::text[], $28::integer[], $29::text[], $30::timestamptz[], $31::timestamptz[])
      AS u(` + runNames + `, owner, name, priority, labels, submitted_at, created_at)`
@@ -354,7 +354,7 @@ UPDATE workflows SET owner = $2, name = $3, priority = $4, labels = $5, submitte
 WHERE id = $1`
 	sqlNumberRuns = `
 UPDATE workflows AS w SET run_number = n.base + n.ord
-FROM (SELECT s.id, row_number() OVER (PARTITION BY s.owner, s.name ORDER BY s.submitted_at, s.id) AS ord,
+FROM (SELECT s.id, row_number() OVER (PARTITION BY s.owner, s.name ORDER BY s.submitted_at, s.created_at, s.id) AS ord,
              (SELECT coalesce(max(x.run_number), 0) FROM workflows AS x WHERE x.owner = s.owner AND x.name = s.name AND x.run_number > 0) AS base
       FROM workflows AS s WHERE s.id = ANY($1) AND s.run_number = 0 AND s.name <> '') AS n
 WHERE w.id = n.id`

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"hash/crc32"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -60,19 +61,22 @@ func (db *DB) lockClass() int32 {
 // A consumer that stops or vanishes in the middle of what it sends, a COPY or a
 // batch of statements, keeps its locks: the server waits for the rest, and no
 // timeout of it counts there. So who has waited for the locks in vain ends such a
-// session, if it is of the same role and has stood for as long as
-// idle_in_transaction_session_timeout would have let it.
+// session, if it is of the same role and what it sends began longer ago than
+// idle_in_transaction_session_timeout lets one stand. A COPY that is merely so
+// slow is ended, too, and its batch tried again.
 const sqlEndStalled = `
 SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity AS a
 WHERE datname = current_database() AND usename = current_user AND state = 'active' AND wait_event = 'ClientRead'
   AND query_start < clock_timestamp() - make_interval(secs => $1)
-  AND EXISTS (SELECT FROM pg_locks AS l WHERE l.pid = a.pid AND l.database = a.datid AND l.locktype = 'advisory' AND l.objsubid = 2
-              AND l.classid = $2 AND l.granted)`
+  AND EXISTS (SELECT FROM pg_locks AS l WHERE l.pid = a.pid AND l.database = a.datid AND l.granted
+              AND (l.locktype = 'advisory' AND l.objsubid = 2 AND l.classid = $2
+                   OR l.locktype = 'relation' AND l.relation = 'apply_turns'::regclass AND l.mode = 'ExclusiveLock'))`
 
 // endStalled ends the sessions that hold locks of runs and wait for their client.
 func (db *DB) endStalled(ctx context.Context) {
 	patience := db.cfg.ApplyTimeout / 2
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	// If it is the server that stands still, the caller is to hear of it soon.
+	ctx, cancel := context.WithTimeout(ctx, min(patience, 2*time.Second))
 	defer cancel()
 	var ended int
 	err := withPgx(ctx, db.applies, func(conn *pgx.Conn) error {

@@ -325,30 +325,32 @@ func TestStalledConsumerIsEnded(t *testing.T) {
 	}
 	locks := fmt.Sprintf(`SELECT count(pg_advisory_xact_lock(%d, stripe)) FROM generate_series(0, current_setting('max_locks_per_transaction')::integer *
 		current_setting('max_connections')::integer / 4) AS stripe`, int32(crc32.ChecksumIEEE([]byte("waymark "+d.Schema))))
-	pid, stalled := stall(`LOCK TABLE apply_turns IN EXCLUSIVE MODE; `+locks, `jobs (workflow_id, job_id)`)
 	bystander, other := stall(`CREATE TEMP TABLE mine (a text)`, `mine`)
-
 	a := newApplier(db)
 	next := load(64, 1)
-	var many []workflow.Delivery
-	for range 64 {
-		many = append(many, next())
-	}
-	b := a.batch(many...)
-	servicetest.Eventually(t, time.Minute, "the batch is applied", func() error {
-		_, err := db.Apply(t.Context(), b)
-		return err
-	})
-	select {
-	case err := <-stalled:
-		if pg, is := errors.AsType[*pgconn.PgError](err); is && pg.Code != "57P01" || err == nil {
-			t.Errorf("the session %d that stood still ended with %v, want it ended by somebody", pid, err)
+	for holds, before := range map[string]string{"locks of runs": locks, "the turn": `LOCK TABLE apply_turns IN EXCLUSIVE MODE`} {
+		said.Reset()
+		pid, stalled := stall(before, `jobs (workflow_id, job_id)`)
+		var many []workflow.Delivery
+		for range 64 {
+			many = append(many, next())
 		}
-	case <-time.After(time.Minute):
-		t.Errorf("the session %d that stood still goes on", pid)
-	}
-	if !strings.Contains(said.String(), "stood still") {
-		t.Errorf("that it ended a session is not logged: %q", said.String())
+		b := a.batch(many...)
+		servicetest.Eventually(t, time.Minute, "the batch is applied", func() error {
+			_, err := db.Apply(t.Context(), b)
+			return err
+		})
+		select {
+		case err := <-stalled:
+			if pg, is := errors.AsType[*pgconn.PgError](err); is && pg.Code != "57P01" || err == nil {
+				t.Errorf("the session %d that stood still with %s ended with %v, want it ended by somebody", pid, holds, err)
+			}
+		case <-time.After(time.Minute):
+			t.Errorf("the session %d that stood still with %s goes on", pid, holds)
+		}
+		if !strings.Contains(said.String(), "stood still") {
+			t.Errorf("that it ended a session that held %s is not logged: %q", holds, said.String())
+		}
 	}
 	var alive int
 	if err := raw(t, d).QueryRow(`SELECT count(*) FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'ClientRead'`, bystander).Scan(&alive); err != nil || alive != 1 {

@@ -72,6 +72,37 @@ func TestWorkflowsOfOneBatch(t *testing.T) {
 	}
 }
 
+// Runs of one name that were submitted at the same time are numbered as they came,
+// and so as they are listed.
+func TestRunNumbersOfOneBatch(t *testing.T) {
+	t.Parallel()
+	db := open(t)
+	a := newApplier(db)
+	var deliveries []workflow.Delivery
+	for range 20 {
+		deliveries = append(deliveries, workflow.Delivery{Submission: &workflow.Submission{User: "ada", Name: "fit", Workflow: uuid.NewString(), EventTime: noon}})
+	}
+	// Of some a status came before, in the same order.
+	for i := range 5 {
+		a.apply(t, status(workflow.StatusMessage{WorkflowID: deliveries[i].Submission.ID(), Status: workflow.StatusRunning, EventTime: noon}))
+	}
+	a.apply(t, deliveries[:5]...)
+	a.apply(t, deliveries[5:]...)
+	page, err := db.Workflows(t.Context(), workflow.Filter{Limit: 100})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, w := range page.Items {
+		n := len(deliveries) - i
+		if w.RunNumber != n || w.ID != deliveries[n-1].Submission.ID() {
+			t.Errorf("number %d from above is fit#%d, %s; want fit#%d, %s", i, w.RunNumber, w.ID, n, deliveries[n-1].Submission.ID())
+		}
+	}
+	if len(page.Items) != len(deliveries) {
+		t.Errorf("%d runs are listed, want %d", len(page.Items), len(deliveries))
+	}
+}
+
 func TestWorkflows(t *testing.T) {
 	t.Parallel()
 	db := open(t, func(c *store.Config) { c.Now = ticking() })

@@ -185,7 +185,7 @@ func (db *DB) Ping(ctx context.Context) error {
 
 // CheckRights returns an error that names the rights that the role lacks, or
 // nil. A consumer asks before it takes messages it could not apply, and would
-// keep from others that can.
+// keep from others that can. What PruneRuns needs it does not ask for.
 func (db *DB) CheckRights(ctx context.Context) error {
 	var role, lacking *string
 	err := db.reads.QueryRowContext(ctx, `

@@ -41,7 +41,8 @@ CREATE SCHEMA IF NOT EXISTS :"schema" AUTHORIZATION :"owner";
 GRANT USAGE ON SCHEMA :"schema" TO :"service", :"reader";
 
 -- What is there, and what later migrations make. DELETE is for what serve
--- forgets after consumer.remember.
+-- forgets after consumer.remember, for logs that are cut, for the digests of
+-- deliveries, and for database.keep_runs.
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA :"schema" TO :"service";
 GRANT SELECT ON ALL TABLES IN SCHEMA :"schema" TO :"reader";
 ALTER DEFAULT PRIVILEGES FOR ROLE :"owner" IN SCHEMA :"schema" GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO :"service";
