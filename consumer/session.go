@@ -111,7 +111,9 @@ func (c *Consumer) session(ctx context.Context) (err error) {
 	switch {
 	case ctx.Err() == nil && (err == nil || errors.Is(err, amqp.ErrClosed)): // which says nothing of why
 		<-s.gone
-		err = s.err
+		if err == nil || !errors.Is(s.err, errClosed) { // which says no more
+			err = s.err
+		}
 		fallthrough
 	case ctx.Err() == nil:
 		if c.intake.cut() {

@@ -3,9 +3,7 @@ package main
 import (
 	"context"
 	"errors"
-	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/google/uuid"
@@ -91,7 +89,7 @@ func (a *app) attachSnakemake(cmd *cobra.Command, f *reportFlags, dir string) er
 		f.owner = engines.ProcessUser()
 	}
 
-	ctx, hurry, stop := engines.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+	ctx, hurry, stop := engines.NotifyContext(cmd.Context(), stopSignals()...)
 	defer stop()
 	to, closePublisher, err := a.reporting(ctx, cmd, c, f, hurry, a.stderr)
 	if err != nil {
@@ -102,7 +100,7 @@ func (a *app) attachSnakemake(cmd *cobra.Command, f *reportFlags, dir string) er
 	reporter := engines.NewReporter(ctx, engines.Config{
 		Engine: snakemake.Engine, FinalTimeout: f.finalTimeout, Logger: a.loggerTo(a.stderr, c, true), Publisher: to, WorkflowID: id,
 	})
-	reporter.Submit(&workflow.Submission{User: f.owner, Workflow: id.String(), Name: f.name, Engine: snakemake.Engine, Labels: labels})
+	reporter.Submit(&workflow.Submission{User: f.owner, Workflow: id.String(), Name: f.name, Engine: snakemake.Engine, Labels: labels, EventTime: run.Began()})
 	reporter.BeginAt(run.Began())
 	narrator := engines.NewNarrator(run.Reducer(id), reporter)
 	followErr := run.Events(ctx, narrator.Apply)

@@ -935,7 +935,7 @@ func TestServeAddressInUse(t *testing.T) {
 	s := newSite(t)
 	first := s.serve(t)
 	taken := strings.TrimPrefix(first.url(t), "http://")
-	got := s.run(t, "serve", "--http-listen", taken).want(t, exitUsage)
+	got := s.run(t, "serve", "--http-listen", taken).want(t, exitFailed)
 	if want := "waymark: http.listen: " + taken + " is in use, maybe by another waymark serve: choose another with --http-listen, or off\n"; got.stderr != want {
 		t.Errorf("standard error %q, want %q", got.stderr, want)
 	}

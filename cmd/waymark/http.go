@@ -45,7 +45,10 @@ func listenHTTP(ctx context.Context, address string) (net.Listener, error) {
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		return nil, usage("http.listen: %s is in use, maybe by another waymark serve: choose another with --http-listen, or off", address)
+		// Not a mistake for sure: whoever starts it again may find it free.
+		return nil, fmt.Errorf("http.listen: %s is in use, maybe by another waymark serve: choose another with --http-listen, or off", address)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return nil, fmt.Errorf("http.listen: %s is no address of this machine, or not yet", address)
 	case err != nil:
 		return nil, usage("http.listen: %w", err)
 	}

@@ -106,13 +106,15 @@ const (
 func (c *activeCounts) read(db *store.DB, answers bool) []store.Active {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if answers && c.last != nil && time.Since(c.at) < countEvery {
-		return c.last
-	}
-	c.last = nil
-	if answers {
+	switch {
+	case !answers:
+		c.last, c.at = nil, time.Time{}
+	case time.Since(c.at) >= countEvery: // also after one that failed: it costs as much
+		c.last = nil
 		ctx, cancel := context.WithTimeout(context.Background(), countTimeout)
 		defer cancel()
+		// Not waited for if it takes longer than its context lasts: the driver takes
+		// its time to give a connection up, and whoever scrapes has little.
 		counted := make(chan []store.Active, 1)
 		go func() {
 			active, _ := db.Active(ctx) // /readyz tells what is wrong
@@ -120,9 +122,9 @@ func (c *activeCounts) read(db *store.DB, answers bool) []store.Active {
 		}()
 		select {
 		case c.last = <-counted:
-			c.at = time.Now()
-		case <-time.After(countTimeout * 3 / 2): // the driver takes its time to give a connection up
+		case <-time.After(countTimeout * 3 / 2):
 		}
+		c.at = time.Now()
 	}
 	if c.last != nil {
 		return c.last

@@ -73,7 +73,7 @@ func TestUnitServes(t *testing.T) {
 	for _, line := range unit["Environment"] {
 		for word := range strings.FieldsSeq(line) {
 			name, value, _ := strings.Cut(word, "=")
-			if !slices.ContainsFunc(settings, func(s setting) bool { return s.env() == name }) {
+			if name != "GOTRACEBACK" && !slices.ContainsFunc(settings, func(s setting) bool { return s.env() == name }) {
 				t.Errorf("the unit sets %s, which is no setting", name)
 			}
 			site.environment[name] = strings.Replace(value, "%d", credentials, 1)
@@ -113,5 +113,9 @@ func TestUnitFitsServe(t *testing.T) {
 	}
 	if got := unit["RestartPreventExitStatus"]; !slices.Equal(got, []string{strconv.Itoa(exitUsage)}) {
 		t.Errorf("RestartPreventExitStatus is %q, want %d: a wrong configuration", got, exitUsage)
+	}
+	// Go's own end by a panic is 2, too, but for this.
+	if !slices.Contains(unit["Environment"], "GOTRACEBACK=crash") || !slices.Equal(unit["LimitCORE"], []string{"0"}) {
+		t.Errorf("Environment is %q and LimitCORE %q: want GOTRACEBACK=crash, so that a panic is restarted, and no core", unit["Environment"], unit["LimitCORE"])
 	}
 }

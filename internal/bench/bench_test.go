@@ -569,7 +569,7 @@ func TestNextRemovesWhatIsLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	elsewhere := `{"kind":"schema","server":"other:5432/there","name":"waymark_bench_x_1"}`
-	forged := filepath.Join(b.cfg.Journals, "forged"+journalSuffix)
+	forged := filepath.Join(b.cfg.Journals, "forged"+journalSuffix())
 	lines := fmt.Sprintf("%s\n{\"kind\":\"queue\",\"server\":%q,\"name\":%q}\nnonsense\n{\"kind\":\"queue\",\"ser", elsewhere, dead.onBroker, stranger)
 	if err := os.WriteFile(forged, []byte(lines), 0o600); err != nil {
 		t.Fatal(err)

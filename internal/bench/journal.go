@@ -18,6 +18,8 @@ import (
 // for as long as its benchmark lives, and removed with the last thing in it.
 type journal struct {
 	file *os.File
+	// broken: it takes no more. It stays locked, as what is in it is in use.
+	broken bool
 }
 
 // thing is a queue or a schema that a benchmark makes, and on which server. No
@@ -51,14 +53,22 @@ func (t thing) ours() bool {
 	return false
 }
 
-const journalSuffix = ".journal"
+// journalSuffix ends the names of the journals of this machine: a home may be
+// several machines', and locks are seen by all of them on few file systems.
+func journalSuffix() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "localhost"
+	}
+	return "." + host + ".journal"
+}
 
 // newJournal begins a journal in a folder, which is made if need be.
 func newJournal(folder, name string) (*journal, error) {
 	if err := os.MkdirAll(folder, 0o700); err != nil {
 		return nil, err
 	}
-	path := filepath.Join(folder, name+journalSuffix)
+	path := filepath.Join(folder, name+journalSuffix())
 	for {
 		file, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 		if err != nil {
@@ -66,7 +76,7 @@ func newJournal(folder, name string) (*journal, error) {
 		}
 		locked, err := lock(file, syscall.LOCK_EX)
 		if locked {
-			return &journal{file}, nil
+			return &journal{file: file}, nil
 		}
 		// Before it was locked, another benchmark found it empty and removed it.
 		if err = errors.Join(err, file.Close()); err != nil {
@@ -103,7 +113,7 @@ func lock(file *os.File, how int) (bool, error) {
 
 // add writes down what is going to be made. A nil journal keeps nothing.
 func (j *journal) add(t thing) error {
-	if j == nil {
+	if j == nil || j.broken {
 		return nil
 	}
 	line, err := json.Marshal(t)
@@ -131,7 +141,7 @@ func (j *journal) close(done bool) error {
 // leftJournals opens those journals of a folder whose benchmarks have ended
 // without removing what is in them.
 func leftJournals(folder string) []*journal {
-	paths, _ := filepath.Glob(filepath.Join(folder, "*"+journalSuffix)) // the pattern is good
+	paths, _ := filepath.Glob(filepath.Join(folder, "*"+journalSuffix())) // the pattern is good
 	var left []*journal
 	for _, path := range paths {
 		file, err := os.OpenFile(path, os.O_RDWR|syscall.O_NOFOLLOW, 0)
@@ -142,14 +152,14 @@ func leftJournals(folder string) []*journal {
 			_ = file.Close()
 			continue
 		}
-		left = append(left, &journal{file})
+		left = append(left, &journal{file: file})
 	}
 	return left
 }
 
 // benchmark is the name of the one that kept the journal.
 func (j *journal) benchmark() string {
-	return strings.TrimSuffix(filepath.Base(j.file.Name()), journalSuffix)
+	return strings.TrimSuffix(filepath.Base(j.file.Name()), journalSuffix())
 }
 
 // keep ends a journal that was left. Of what is in it, only left is still there.

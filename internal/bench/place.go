@@ -99,8 +99,9 @@ func (p *place) note(t thing) {
 // unnoted goes on without a journal: it is a courtesy to those who kill.
 func (p *place) unnoted(err error) {
 	p.cfg.Progress(fmt.Sprintf("if this benchmark is killed, what it made stays: %v", err))
-	_ = p.journal.close(false) // what is in it is true
-	p.journal = nil
+	if p.journal != nil {
+		p.journal.broken = true
+	}
 }
 
 // sweep removes what benchmarks left that were killed, of what is on the

@@ -450,9 +450,6 @@ func (w *site) terminateTurn(has bool) {
 // until the consumer waits for it.
 func (w *site) moved(change string, waits bool) {
 	w.Helper()
-	for _, plan := range []string{"hashjoin", "mergejoin", "seqscan"} { // that of large tables is the one that could overlook it
-		w.sql("ALTER ROLE ROLE_ SET enable_" + plan + " = off")
-	}
 	p := w.standWide(locked.at(3)) // of whose runs and jobs there are rows
 	var other *pgx.Conn
 	if waits {
