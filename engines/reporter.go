@@ -977,14 +977,12 @@ func (r *Reporter) take() (m *workflow.StatusMessage, batch []*workflow.JobRepor
 	case r.parts == onlyJobs && len(r.pending) == 0:
 		r.parts, r.most, r.suspects = all, maxMessageJobs, 0
 	}
-	switch {
-	case r.announced:
-		m = r.message(workflow.StatusRunning, r.news.at)
-		batch = r.takeNews(m)
-	case r.news.at.Sub(r.begun) > beginTolerance && r.parts == all:
-		m = r.message(workflow.StatusRunning, r.begun)
-	default:
-		m = r.message(workflow.StatusRunning, r.begun)
+	at, alone := r.news.at, false
+	if !r.announced {
+		at, alone = r.begun, at.Sub(r.begun) > beginTolerance && r.parts == all
+	}
+	m = r.message(workflow.StatusRunning, at)
+	if !alone {
 		batch = r.takeNews(m)
 	}
 	r.urgent = r.urgent && (len(r.pending) > 0 || r.parts != all)

@@ -20,8 +20,8 @@ import (
 // not moved as long as all who write hold the lock of the run; whether it has is
 // checked, by the number of rows and by its key, in words for which there is no
 // index that the planner might prefer. The place is compared twice: the first is
-// how the row is found, and Postgres before its releases of November 2025 does not
-// look at that again if the row was waited for.
+// how the row is found, and not every Postgres looks at that again if the row was
+// waited for.
 
 const sqlLoadRuns = `
 SELECT id, attempt, planned, jobs_created, jobs_queued, jobs_running, jobs_finished, jobs_failed, jobs_stopped, jobs_cached,
